@@ -1,0 +1,1 @@
+"""Artifacts on disk: contract, manifest, hashing, verification, publishing."""

@@ -1,0 +1,113 @@
+"""The contract between a compiled graph and whoever runs it: tensors, task, labels and text handling.
+
+Plain dataclasses on purpose: the torch-free run time reads them, so this module imports nothing but the standard library.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+Task = Literal[
+    "text-classification",
+    "token-classification",
+    "question-answering",
+    "fill-mask",
+    "feature-extraction",
+    "sentence-similarity",
+    "text-ranking",
+]
+TASKS: tuple[Task, ...] = get_args(Task)
+
+ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
+PoolingMode = Literal["cls", "mean", "max", "mean_sqrt_len", "last"]
+Precision = Literal["fp32", "bf16", "fp16", "int8", "int4"]
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One graph input or output. ``shape`` mixes sizes and symbolic names (``batch``, ``sequence``)."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class TextSettings:
+    """How text becomes ids: everything the run time needs beside ``tokenizer.json``.
+
+    ``max_length`` counts tokens, special tokens included. ``lowercase`` is a wish of the sentence-transformers files
+    (``do_lower_case``) on top of what the tokenizer does itself.
+    """
+
+    max_length: int
+    pad_token_id: int
+    pad_token_type_id: int = 0
+    padding_side: Literal["right", "left"] = "right"
+    truncation_side: Literal["right", "left"] = "right"
+    mask_token: str | None = None
+    mask_token_id: int | None = None
+    lowercase: bool = False
+
+
+@dataclass(frozen=True)
+class Contract:
+    """What the graph takes and gives, and what its numbers mean.
+
+    Attributes:
+        task: Hugging Face task name.
+        inputs: graph inputs; of ``input_ids``, ``attention_mask`` and ``token_type_ids`` those that the graph reads.
+        outputs: graph outputs: ``logits``, ``start_logits`` and ``end_logits``, ``last_hidden_state`` or
+            ``sentence_embedding``.
+        text: text handling.
+        labels: label names in id order; empty for tasks without labels.
+        problem_type: of classification tasks only.
+        pooling: pooling folded into the graph (``sentence-similarity`` only).
+        normalize: whether the graph L2-normalizes its sentence embedding.
+    """
+
+    task: Task
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    text: TextSettings
+    labels: tuple[str, ...] = ()
+    problem_type: ProblemType | None = None
+    pooling: PoolingMode | None = None
+    normalize: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """A dict of plain JSON types."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Contract:
+        """The inverse of :meth:`to_json`; unknown keys raise ``TypeError``."""
+
+        def tensors(items: list[dict[str, Any]]) -> tuple[TensorSpec, ...]:
+            return tuple(TensorSpec(item["name"], item["dtype"], tuple(item["shape"])) for item in items)
+
+        values = dict(data)
+        values["inputs"] = tensors(values["inputs"])
+        values["outputs"] = tensors(values["outputs"])
+        values["text"] = TextSettings(**values["text"])
+        values["labels"] = tuple(values.get("labels", ()))
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class SessionSettings:
+    """Settings of an onnxruntime session; part of a candidate, because they change its speed.
+
+    ``intra_op_num_threads`` 0 means one thread per physical core. ``disabled_optimizers`` names run-time fusions to leave
+    out (a fusion can be a loss; the recipe or the measurement says which).
+    """
+
+    intra_op_num_threads: int = 0
+    allow_spinning: bool = True
+    disabled_optimizers: tuple[str, ...] = ()
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> SessionSettings:
+        """The inverse of ``dataclasses.asdict``."""
+        return cls(**{**data, "disabled_optimizers": tuple(data.get("disabled_optimizers", ()))})

@@ -1,0 +1,88 @@
+"""The only module that prints. Results go to standard output, talk goes to standard error; ``--json`` turns results into JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from hfaccel.errors import HfaccelError
+
+
+class Output:
+    """How one command talks: a result on stdout (table or JSON), everything else on stderr.
+
+    Args:
+        as_json: print results as one JSON document instead of text.
+    """
+
+    def __init__(self, *, as_json: bool = False) -> None:
+        self.as_json = as_json
+        self._started = time.monotonic()
+        self._consoles: dict[str, Console] = {}
+
+    def _console(self, stream: str) -> Console:
+        from rich.console import Console  # rich costs 50 ms, --help does without
+
+        if stream not in self._consoles:
+            self._consoles[stream] = Console(stderr=stream == "err", highlight=False, soft_wrap=True)
+        return self._consoles[stream]
+
+    def result(self, data: Any) -> None:
+        """Print the machine-readable result; nothing in text mode."""
+        if self.as_json:
+            sys.stdout.write(json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+            sys.stdout.flush()
+
+    def line(self, text: str = "") -> None:
+        """A line of the human-readable result; nothing with ``--json``."""
+        if not self.as_json:
+            self._console("out").print(text, markup=False)
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+        """A table of the human-readable result; columns whose cells are all numeric are right-aligned."""
+        if self.as_json:
+            return
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(title=title or None, title_justify="left", header_style="bold", expand=False)
+        for index, name in enumerate(columns):
+            numeric = all(_is_numeric(row[index]) for row in rows) if rows else False
+            table.add_column(name, justify="right" if numeric else "left", overflow="fold")
+        for row in rows:
+            table.add_row(*(Text("" if cell is None else str(cell)) for cell in row))
+        self._console("out").print(table, soft_wrap=False)
+
+    def info(self, text: str) -> None:
+        """Talk: progress and notices, on standard error."""
+        self._console("err").print(text, markup=False)
+
+    def warn(self, text: str) -> None:
+        """A warning, on standard error."""
+        self._console("err").print(f"warning: {text}", style="yellow", markup=False)
+
+    def step(self, text: str) -> None:
+        """A plain progress line with the seconds since the start, for logs and CI."""
+        self._console("err").print(f"{time.monotonic() - self._started:7.1f}s  {text}", markup=False)
+
+    def error(self, error: HfaccelError) -> None:
+        """The one way an error reaches the user; with ``--json`` also as a JSON document on stdout."""
+        if self.as_json:
+            self.result(
+                {"error": {"code": int(error.exit_code), "what": error.what, "where": error.where, "hint": error.hint}}
+            )
+        console = self._console("err")
+        console.print(f"error: {error.where + ': ' if error.where else ''}{error.what}", style="bold red", markup=False)
+        if error.hint:
+            console.print(f"  what to do: {error.hint}", markup=False)
+
+
+def _is_numeric(cell: object) -> bool:
+    text = str(cell if cell is not None else "").strip().lstrip("+-").rstrip("%x")
+    return text == "" or text.replace(".", "", 1).replace(",", "").isdigit()

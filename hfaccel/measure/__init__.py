@@ -1,0 +1,1 @@
+"""Timing with stable windows, memory, workloads, the host."""

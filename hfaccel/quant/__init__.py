@@ -1,0 +1,1 @@
+"""How precision is lowered: schemes, calibration, outlier handling, sensitivity."""

@@ -1,0 +1,1 @@
+"""Recipes: schema, loading with the origin of each value, targets."""

@@ -1,0 +1,1 @@
+"""The five stages, one module each; ``base.py`` holds their shared types."""
