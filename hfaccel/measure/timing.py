@@ -1,0 +1,156 @@
+"""Timing that can be trusted on a machine that others use too: interleaved rounds, stable windows, paired bounds.
+
+What is compared runs in turn (A B C, B C A, ...), so that a slow phase of the machine hits all alike; the comparison pairs the
+samples of one round.
+
+An idle onnxruntime session whose worker threads spin takes cores away from whoever runs next. Open sessions that are compared
+with ``allow_spinning=False``, or let ``pause_s`` pass between runners until the spinning is over (some milliseconds).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+_WINDOWS = 5
+_WINDOWS_JUDGED = 3
+_SMALLEST_WINDOW = 2
+_STABLE_WITHIN = 0.10
+_MILLISECONDS = 1000.0
+_RESAMPLES = 2000
+_CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Timing:
+    """The samples of one runner in milliseconds, in round order: sample ``i`` of all runners of one call belong together."""
+
+    samples_ms: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not self.samples_ms:
+            raise ValueError("a timing needs at least one sample")
+
+    @property
+    def p50(self) -> float:
+        """Median in milliseconds."""
+        return float(np.percentile(self.samples_ms, 50))
+
+    @property
+    def p95(self) -> float:
+        """95th percentile in milliseconds."""
+        return float(np.percentile(self.samples_ms, 95))
+
+    @property
+    def p99(self) -> float:
+        """99th percentile in milliseconds."""
+        return float(np.percentile(self.samples_ms, 99))
+
+    @property
+    def stable(self) -> bool:
+        """Whether the medians of the last three windows (of a fifth of the samples each) lie within 10 % of their mean.
+
+        Fewer than six samples are never stable.
+        """
+        size = max(_SMALLEST_WINDOW, len(self.samples_ms) // _WINDOWS)
+        judged = size * _WINDOWS_JUDGED
+        if len(self.samples_ms) < judged:
+            return False
+        windows = np.asarray(self.samples_ms[-judged:]).reshape(_WINDOWS_JUDGED, size)
+        medians = np.median(windows, axis=1)
+        mean = float(medians.mean())
+        return bool(np.all(np.abs(medians - mean) <= _STABLE_WITHIN * mean))
+
+
+@dataclass(frozen=True)
+class Speedup:
+    """How many times faster the candidate is than its parent (above 1: faster).
+
+    Attributes:
+        ratio: median of the parent over median of the candidate.
+        lower_bound: one-sided 95 % bootstrap bound; above 1 the candidate is faster.
+        upper_bound: the same on the other side; below 1 the candidate is slower.
+        stable: whether both timings were stable; a ratio that is not stable must not be reported as a result.
+    """
+
+    ratio: float
+    lower_bound: float
+    upper_bound: float
+    stable: bool
+
+
+def interleaved(
+    runners: Mapping[str, Callable[[], None]],
+    *,
+    seconds: float,
+    min_rounds: int = 7,
+    max_rounds: int = 400,
+    warmup_rounds: int = 2,
+    pause_s: float = 0.0,
+    clock: Callable[[], float] = time.perf_counter,
+    sleep: Callable[[float], None] = time.sleep,
+) -> dict[str, Timing]:
+    """Time runners against each other, one sample of each per round; the order rotates from round to round.
+
+    Args:
+        runners: name -> one run.
+        seconds: time budget for all runners together, warm-up not counted.
+        min_rounds: rounds made even when they exceed the budget.
+        max_rounds: rounds after which to stop even inside the budget.
+        warmup_rounds: rounds before the first that counts.
+        pause_s: sleep before each sample, so that spinning threads of the previous runner come to rest.
+        clock: seconds, rising.
+        sleep: how to pause.
+
+    Returns:
+        Name -> timing, in the order of ``runners``; all have the same number of samples.
+
+    Raises:
+        ValueError: no runner, or rounds that make no sense.
+    """
+    if not runners:
+        raise ValueError("nothing to time")
+    if not 1 <= min_rounds <= max_rounds:
+        raise ValueError(f"min_rounds {min_rounds} must lie between 1 and max_rounds {max_rounds}")
+    for _ in range(warmup_rounds):
+        for run in runners.values():
+            run()
+    names = list(runners)
+    samples: dict[str, list[float]] = {name: [] for name in names}
+    started = clock()
+    for round_index in range(max_rounds):
+        if round_index >= min_rounds and clock() - started >= seconds:
+            break
+        first = round_index % len(names)
+        for name in names[first:] + names[:first]:
+            if pause_s > 0:
+                sleep(pause_s)
+            before = clock()
+            runners[name]()
+            samples[name].append((clock() - before) * _MILLISECONDS)
+    return {name: Timing(tuple(values)) for name, values in samples.items()}
+
+
+def compare(parent: Timing, candidate: Timing, *, seed: int = 0) -> Speedup:
+    """The speed-up of ``candidate`` over ``parent``, both from one call of :func:`interleaved`.
+
+    The bootstrap draws rounds, not samples: what disturbed a round disturbs both sides of it.
+
+    Raises:
+        ValueError: the timings have different numbers of rounds, so they cannot be paired.
+    """
+    rounds = len(parent.samples_ms)
+    if rounds != len(candidate.samples_ms):
+        raise ValueError(f"timings of {rounds} and {len(candidate.samples_ms)} rounds cannot be paired")
+    parents, candidates = np.asarray(parent.samples_ms), np.asarray(candidate.samples_ms)
+    drawn = np.random.default_rng(seed).integers(0, rounds, (_RESAMPLES, rounds))
+    ratios = np.median(parents[drawn], axis=1) / np.median(candidates[drawn], axis=1)
+    return Speedup(
+        ratio=parent.p50 / candidate.p50,
+        lower_bound=float(np.quantile(ratios, 1.0 - _CONFIDENCE)),
+        upper_bound=float(np.quantile(ratios, _CONFIDENCE)),
+        stable=parent.stable and candidate.stable,
+    )

@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hfaccel.measure.timing import Timing, compare, interleaved
+
+durations = st.floats(0.01, 1000.0)
+
+
+class FakeClock:
+    """A clock that only the runners move."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+        self.calls: list[str] = []
+        self.slept_s: list[float] = []
+
+    def __call__(self) -> float:
+        return self.now_s
+
+    def sleep(self, seconds: float) -> None:
+        self.now_s += seconds
+        self.slept_s.append(seconds)
+
+    def runner(self, name: str, *milliseconds: float):
+        """A runner that takes the given times in turn."""
+
+        def run() -> None:
+            self.now_s += milliseconds[self.calls.count(name) % len(milliseconds)] / 1000.0
+            self.calls.append(name)
+
+        return run
+
+
+def test_a_slower_runner_is_found_slower():
+    clock = FakeClock()
+    timings = interleaved(
+        {"fast": clock.runner("fast", 10, 11, 9), "slow": clock.runner("slow", 20, 22, 18)}, seconds=2, clock=clock
+    )
+    verdict = compare(timings["fast"], timings["slow"])
+    assert verdict.ratio == pytest.approx(0.5)
+    assert verdict.upper_bound < 1
+    assert verdict.stable
+    other_way = compare(timings["slow"], timings["fast"])
+    assert other_way.ratio == pytest.approx(2.0)
+    assert other_way.lower_bound > 1.5
+
+
+def test_rounds_are_interleaved_and_their_order_rotates():
+    clock = FakeClock()
+    runners = {name: clock.runner(name, 1) for name in "ABC"}
+    timings = interleaved(runners, seconds=0, min_rounds=4, warmup_rounds=1, clock=clock)
+    assert "".join(clock.calls) == "ABC" + "ABC" + "BCA" + "CAB" + "ABC"
+    assert list(timings) == ["A", "B", "C"]
+    assert {len(timing.samples_ms) for timing in timings.values()} == {4}
+
+
+def test_it_stops_when_the_time_is_used_up():
+    clock = FakeClock()
+    timings = interleaved({"one": clock.runner("one", 100)}, seconds=2.0, clock=clock)
+    assert len(timings["one"].samples_ms) in (20, 21)
+
+
+def test_it_makes_the_fewest_rounds_even_when_slow_and_the_most_when_fast():
+    clock = FakeClock()
+    assert len(interleaved({"slow": clock.runner("slow", 9000)}, seconds=1, min_rounds=7, clock=clock)["slow"].samples_ms) == 7
+    assert len(interleaved({"fast": clock.runner("fast", 0.001)}, seconds=1, max_rounds=50, clock=clock)["fast"].samples_ms) == 50
+
+
+def test_the_warm_up_is_not_a_sample():
+    clock = FakeClock()
+    slow_start = clock.runner("one", 500, 500, *[10] * 30)
+    timings = interleaved({"one": slow_start}, seconds=0.1, warmup_rounds=2, clock=clock)
+    assert max(timings["one"].samples_ms) == pytest.approx(10)
+
+
+def test_the_pause_lies_between_the_runners_and_in_no_sample():
+    clock = FakeClock()
+    runners = {"A": clock.runner("A", 10), "B": clock.runner("B", 10)}
+    timings = interleaved(runners, seconds=0, min_rounds=3, max_rounds=3, pause_s=0.5, clock=clock, sleep=clock.sleep)
+    assert clock.slept_s == [0.5] * 6
+    assert timings["A"].samples_ms == pytest.approx((10, 10, 10))
+
+
+def test_nothing_to_time_and_senseless_rounds_are_refused():
+    with pytest.raises(ValueError, match="nothing to time"):
+        interleaved({}, seconds=1)
+    with pytest.raises(ValueError, match="min_rounds 9 must lie between 1 and max_rounds 3"):
+        interleaved({"A": lambda: None}, seconds=1, min_rounds=9, max_rounds=3)
+    with pytest.raises(ValueError, match="at least one sample"):
+        Timing(())
+
+
+def test_percentiles_are_in_order():
+    timing = Timing(tuple(float(value) for value in range(1, 101)))
+    assert (timing.p50, timing.p95, timing.p99) == pytest.approx((50.5, 95.05, 99.01))
+
+
+@pytest.mark.parametrize(
+    ("samples", "stable"),
+    [
+        ([10.0] * 30, True),
+        ([50.0] * 6 + [10.0] * 24, True),
+        ([10.0] * 24 + [15.0] * 6, False),
+        ([10.0 + index for index in range(30)], False),
+        ([10.0] * 27 + [90.0] + [10.0] * 2, True),
+        ([10.0] * 5, False),
+        ([10.0] * 7, True),
+    ],
+    ids=["flat", "slow start", "late jump", "drift", "one outlier", "too few", "fewest"],
+)
+def test_stable_means_that_the_last_windows_agree(samples, stable):
+    assert Timing(tuple(samples)).stable is stable
+
+
+def test_an_unstable_side_makes_the_comparison_unstable():
+    steady, jumping = Timing((10.0,) * 30), Timing((10.0,) * 24 + (20.0,) * 6)
+    assert not compare(steady, jumping).stable
+    assert not compare(jumping, steady).stable
+    assert compare(steady, steady).stable
+
+
+@settings(max_examples=40)
+@given(st.lists(st.tuples(durations, durations), min_size=1, max_size=40), st.integers(0, 3))
+def test_bounds_are_ordered_and_deterministic(pairs, seed):
+    parent, candidate = (Timing(tuple(side)) for side in zip(*pairs, strict=True))
+    verdict = compare(parent, candidate, seed=seed)
+    assert 0 < verdict.lower_bound <= verdict.upper_bound
+    assert verdict == compare(parent, candidate, seed=seed)
+
+
+@settings(max_examples=40)
+@given(st.lists(durations, min_size=1, max_size=40), st.floats(0.1, 10.0))
+def test_a_constant_factor_is_found_exactly_whatever_disturbs_both(samples, factor):
+    verdict = compare(Timing(tuple(value * factor for value in samples)), Timing(tuple(samples)))
+    assert (verdict.ratio, verdict.lower_bound, verdict.upper_bound) == pytest.approx((factor,) * 3, rel=1e-6)
+
+
+def test_noise_without_difference_is_no_speed_up():
+    random = np.random.default_rng(7)
+    verdict = compare(Timing(tuple(random.normal(10, 1, 200))), Timing(tuple(random.normal(10, 1, 200))))
+    assert verdict.lower_bound < 1 < verdict.upper_bound
+
+
+def test_timings_of_different_runs_cannot_be_paired():
+    with pytest.raises(ValueError, match="timings of 7 and 8 rounds cannot be paired"):
+        compare(Timing((1.0,) * 7), Timing((1.0,) * 8))
