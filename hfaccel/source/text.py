@@ -1,0 +1,137 @@
+"""How text becomes ids: the settings read from a checkpoint, and the tokenizer files an artifact carries."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from hfaccel.artifact.contract import TextSettings
+from hfaccel.errors import SourceError
+from hfaccel.source.model import CONFIG_FILE, SourceModel, read_object
+
+# Their position ids start after the padding id, so that many positions cannot be used.
+_OFFSET_POSITION_TYPES = (
+    "camembert",
+    "data2vec-text",
+    "longformer",
+    "mpnet",
+    "roberta",
+    "roberta-prelayernorm",
+    "xlm-roberta",
+    "xlm-roberta-xl",
+    "xmod",
+)
+_DEFAULT_MAX_LENGTH_TOKENS = 512
+_SANE_MAX_LENGTH_TOKENS = 1_000_000  # transformers writes 1e30 for "unknown"
+_COPIED_FILES = ("tokenizer_config.json", "special_tokens_map.json")
+_SETTINGS_FILES = (CONFIG_FILE, "generation_config.json")
+
+
+def text_settings(source: SourceModel) -> TextSettings:
+    """What the run time needs to know beside ``tokenizer.json``.
+
+    Raises:
+        SourceError: the tokenizer has no padding token and the config none either, or the vocabulary cannot be loaded.
+    """
+    settings = read_object(source.folder / "tokenizer_config.json")
+    special_tokens = read_object(source.folder / "special_tokens_map.json")
+    pad_token = _token_text(settings.get("pad_token") or special_tokens.get("pad_token"))
+    mask_token = _token_text(settings.get("mask_token") or special_tokens.get("mask_token"))
+    ids, padding = _token_ids(source, [token for token in (pad_token, mask_token) if token is not None])
+    pad_token_id = ids.get(pad_token) if pad_token is not None else None
+    candidates = (pad_token_id, source.config.get("pad_token_id"), padding.get("pad_id"))
+    known_ids = [int(value) for value in candidates if value is not None and int(value) >= 0]
+    if not known_ids:
+        raise SourceError("the tokenizer has no padding token", where=source.id, hint="add pad_token to tokenizer_config.json")
+    sentence_files = source.sentence_transformers
+    return TextSettings(
+        max_length=_max_length(source, settings),
+        pad_token_id=known_ids[0],
+        pad_token_type_id=int(settings.get("pad_token_type_id", padding.get("pad_type_id", 0))),
+        padding_side=_side(settings.get("padding_side") or str(padding.get("direction", "right")).lower()),
+        truncation_side=_side(settings.get("truncation_side", "right")),
+        mask_token=mask_token if mask_token in ids else None,
+        mask_token_id=ids.get(mask_token) if mask_token is not None else None,
+        lowercase=sentence_files.lowercase if sentence_files is not None else False,
+    )
+
+
+def write_tokenizer(source: SourceModel, destination_folder: Path) -> None:
+    """Write ``tokenizer.json`` and the settings files of the checkpoint into an artifact folder.
+
+    A checkpoint with vocabulary files only gets its ``tokenizer.json`` built by transformers.
+
+    Raises:
+        SourceError: transformers cannot build a ``tokenizer.json`` from the vocabulary files.
+    """
+    destination_folder.mkdir(parents=True, exist_ok=True)
+    if (source.folder / "tokenizer.json").is_file():
+        for name in ("tokenizer.json", *_COPIED_FILES):
+            _copy(source.folder, destination_folder, name)
+    else:
+        _load_tokenizer(source).save_pretrained(destination_folder)
+        if not (destination_folder / "tokenizer.json").is_file():
+            raise SourceError(
+                "the tokenizer has no fast version", where=source.id, hint="add a tokenizer.json to the checkpoint folder"
+            )
+    for name in _SETTINGS_FILES:
+        _copy(source.folder, destination_folder, name)
+
+
+def _copy(folder: Path, destination_folder: Path, name: str) -> None:
+    if (folder / name).is_file():
+        shutil.copyfile(folder / name, destination_folder / name)
+
+
+def _max_length(source: SourceModel, settings: Mapping[str, Any]) -> int:
+    """Largest number of tokens, special tokens included, that the checkpoint takes."""
+    positions = source.config.get("max_position_embeddings")
+    bound = int(positions) if isinstance(positions, int) and positions > 0 else None
+    if bound is not None and source.model_type in _OFFSET_POSITION_TYPES:
+        pad_token_id = source.config.get("pad_token_id")
+        bound -= (1 if pad_token_id is None else int(pad_token_id)) + 1
+    wished = source.sentence_transformers.max_length if source.sentence_transformers is not None else None
+    tokenizer_limit = settings.get("model_max_length")
+    if wished is None and isinstance(tokenizer_limit, int | float) and 0 < tokenizer_limit < _SANE_MAX_LENGTH_TOKENS:
+        wished = int(tokenizer_limit)
+    limits = [value for value in (wished, bound) if value is not None]
+    return min(limits) if limits else _DEFAULT_MAX_LENGTH_TOKENS
+
+
+def _token_text(token: Any) -> str | None:
+    """Token files write a special token as text or as an object with ``content``."""
+    if isinstance(token, dict):
+        token = token.get("content")
+    return str(token) if token else None
+
+
+def _side(value: Any) -> Literal["right", "left"]:
+    return "left" if value == "left" else "right"
+
+
+def _token_ids(source: SourceModel, tokens: list[str]) -> tuple[dict[str, int], Mapping[str, Any]]:
+    """Ids of the special tokens that exist, and the ``padding`` section of ``tokenizer.json``."""
+    content = read_object(source.folder / "tokenizer.json")
+    if not content:
+        tokenizer = _load_tokenizer(source)
+        vocabulary = tokenizer.get_vocab()
+        return {token: int(vocabulary[token]) for token in tokens if token in vocabulary}, {}
+    ids = {str(token["content"]): int(token["id"]) for token in content.get("added_tokens") or ()}
+    vocabulary = content["model"].get("vocab", {})
+    for token in tokens:
+        if token not in ids and isinstance(vocabulary, dict) and token in vocabulary:
+            ids[token] = int(vocabulary[token])
+    return {token: ids[token] for token in tokens if token in ids}, content.get("padding") or {}
+
+
+def _load_tokenizer(source: SourceModel) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(
+            source.folder, local_files_only=True, trust_remote_code=source.trust_remote_code, use_fast=True
+        )
+    except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
+        raise SourceError(f"transformers cannot load the tokenizer: {error}", where=source.id) from error

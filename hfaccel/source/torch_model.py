@@ -1,0 +1,204 @@
+"""The source model in torch: what the exporter traces and what every later result is compared with."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from hfaccel.errors import ExportError, SourceError
+from hfaccel.source.model import read_object
+
+if TYPE_CHECKING:
+    import torch
+
+    from hfaccel.artifact.contract import Task
+    from hfaccel.source.model import SourceModel
+
+_AUTO_CLASSES: dict[Task, str] = {
+    "text-classification": "AutoModelForSequenceClassification",
+    "text-ranking": "AutoModelForSequenceClassification",
+    "token-classification": "AutoModelForTokenClassification",
+    "question-answering": "AutoModelForQuestionAnswering",
+    "fill-mask": "AutoModelForMaskedLM",
+    "feature-extraction": "AutoModel",
+    "sentence-similarity": "AutoModel",
+}
+_HEADLESS_TASKS = ("feature-extraction", "sentence-similarity")
+
+
+def output_names(task: Task) -> tuple[str, ...]:
+    """Names of the graph outputs of a task."""
+    if task == "question-answering":
+        return ("start_logits", "end_logits")
+    if task == "feature-extraction":
+        return ("last_hidden_state",)
+    return ("sentence_embedding",) if task == "sentence-similarity" else ("logits",)
+
+
+def load_torch_model(source: SourceModel, *, attention: Literal["sdpa", "eager"]) -> torch.nn.Module:
+    """Load the checkpoint as a :class:`~hfaccel.source.wrapper.TaskModel`: eval mode, float32, a dict of plain tensors out.
+
+    Args:
+        source: the checkpoint.
+        attention: implementation of attention; architectures without ``sdpa`` get ``eager``.
+
+    Raises:
+        ExportError: transformers does not know the architecture, or has no such head for it.
+        SourceError: the weights do not fit the architecture, or parts of it would be randomly initialised.
+    """
+    import transformers
+
+    from hfaccel.source.wrapper import TaskModel
+
+    config = _load_config(source)
+    auto_class = getattr(transformers, _AUTO_CLASSES[source.task])
+    model_class = _model_class(auto_class, config, source)
+    options: dict[str, Any] = {}
+    if model_class is not None and "add_pooling_layer" in inspect.signature(model_class.__init__).parameters:
+        options["add_pooling_layer"] = False
+    if source.task not in _HEADLESS_TASKS:
+        options = {}
+    use_eager = attention == "eager" or model_class is None or not getattr(model_class, "_supports_sdpa", False)
+    hf_model = _load_weights(source, auto_class, config, "eager" if use_eager else "sdpa", options)
+    if hasattr(hf_model.config, "use_cache"):
+        hf_model.config.use_cache = False
+    return TaskModel(
+        hf_model.eval(),
+        task=source.task,
+        input_names=_input_names(source, hf_model),
+        output_names=output_names(source.task),
+        pooling=source.sentence_transformers.pooling if source.sentence_transformers is not None else None,
+        normalize=source.sentence_transformers.normalize if source.sentence_transformers is not None else False,
+    ).eval()
+
+
+class TorchRunner:
+    """Runs a loaded model on numpy arrays, like a session of the run time.
+
+    Args:
+        model: what :func:`load_torch_model` gave.
+    """
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self._model = model
+        self.input_names: tuple[str, ...] = tuple(str(name) for name in model.input_names)  # type: ignore[union-attr]
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Outputs by name for integer feeds of shape (batch, sequence); feeds that the model does not read are ignored."""
+        import torch
+
+        with torch.inference_mode():
+            inputs = {name: torch.from_numpy(np.ascontiguousarray(feeds[name], dtype=np.int64)) for name in self.input_names}
+            outputs = self._model(**inputs)
+        return {name: value.numpy() for name, value in outputs.items()}
+
+
+def _load_config(source: SourceModel) -> Any:
+    from transformers import AutoConfig
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    if source.model_type not in CONFIG_MAPPING_NAMES and not source.trust_remote_code:
+        closest = difflib.get_close_matches(source.model_type, CONFIG_MAPPING_NAMES, n=3)
+        raise ExportError(
+            f"the installed transformers does not know model_type '{source.model_type}'",
+            where=str(source.folder / "config.json"),
+            hint=f"closest known: {', '.join(closest)}" if closest else "it may need a newer transformers or --trust-remote-code",
+        )
+    try:
+        return AutoConfig.from_pretrained(source.folder, local_files_only=True, trust_remote_code=source.trust_remote_code)
+    except Exception as error:  # configs validate themselves with many exception types, all mean the same to the user
+        raise SourceError(f"transformers refuses the config: {error}", where=str(source.folder / "config.json")) from error
+
+
+def _model_class(auto_class: Any, config: Any, source: SourceModel) -> Any:
+    """The class that ``auto_class`` will build; None when only the checkpoint's own code knows."""
+    try:
+        found = auto_class._model_mapping[type(config)]
+    except KeyError as error:
+        if source.trust_remote_code:
+            return None
+        raise ExportError(
+            f"transformers has no model of task '{source.task}' for architecture '{source.model_type}'",
+            where=source.id,
+            hint="choose another --task",
+        ) from error
+    return found[0] if isinstance(found, tuple) else found
+
+
+def _load_weights(source: SourceModel, auto_class: Any, config: Any, attention: str, options: Mapping[str, Any]) -> Any:
+    import torch
+
+    with _quiet_transformers():
+        try:
+            hf_model, report = auto_class.from_pretrained(
+                source.folder,
+                config=config,
+                dtype=torch.float32,
+                attn_implementation=attention,
+                output_loading_info=True,
+                local_files_only=True,
+                use_safetensors=source.weight_files[0].endswith(".safetensors"),
+                trust_remote_code=source.trust_remote_code,
+                **options,
+            )
+        except ImportError as error:
+            raise SourceError(f"loading needs a package that is not installed: {error}", where=source.id) from error
+        except MemoryError:
+            raise
+        except Exception as error:  # safetensors, pickle and torch each have their own exception types for a bad file
+            raise SourceError(
+                f"the weights do not load: {error}", where=source.id, hint="download the checkpoint again"
+            ) from error
+    missing = sorted(key for key in report["missing_keys"] if not _is_harmless(key, source))
+    missing += sorted(str(key) for key in report["mismatched_keys"])
+    if missing:
+        names = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
+        raise SourceError(
+            f"the checkpoint has no weights for {names}: they would be random",
+            where=source.id,
+            hint=f"'{source.task}' may be the wrong --task for this checkpoint, or the checkpoint was not fine-tuned for it",
+        )
+    return hf_model
+
+
+def _is_harmless(key: str, source: SourceModel) -> bool:
+    """Whether a missing key changes no output: position numbers, or a pooler that no output reads."""
+    parts = key.split(".")
+    if parts[-1] in ("position_ids", "token_type_ids"):
+        return True
+    return "pooler" in parts and source.task in _HEADLESS_TASKS
+
+
+def _input_names(source: SourceModel, hf_model: Any) -> tuple[str, ...]:
+    names: tuple[str, ...] = ("input_ids", "attention_mask")
+    if "token_type_ids" not in inspect.signature(hf_model.forward).parameters:
+        return names
+    type_count = getattr(hf_model.config, "type_vocab_size", None)
+    named = read_object(source.folder / "tokenizer_config.json").get("model_input_names")
+    if named is not None:
+        wanted = "token_type_ids" in named and (type_count is None or type_count > 1)
+    else:
+        wanted = type_count is not None and type_count > 1
+    return (*names, "token_type_ids") if wanted else names
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Keep the progress bar and the load report of transformers off the user's terminal; our own errors say what matters."""
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    had_progress_bar = logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if had_progress_bar:
+            logging.enable_progress_bar()
