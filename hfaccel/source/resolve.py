@@ -60,11 +60,18 @@ def resolve_source(
         raise ExportError(unsupported, where=model, hint="hfaccel compiles encoders: BERT, RoBERTa, DistilBERT and their like")
     resolved_task = infer_task(config, folder, task)
     weight_files = find_weight_files(folder, allow_pickle=allow_pickle)
-    settings_files = [str(path.relative_to(folder)) for path in folder.glob("*_Pooling/config.json")]
+    settings_files = [str(path.relative_to(folder)) for path in folder.glob("*/config.json")]
     settings_files += [path.name for path in folder.glob("sentence_*_config.json")]
     if trust_remote_code:
         settings_files += [str(path.relative_to(folder)) for path in folder.rglob("*.py")]
-    hashed = (CONFIG_FILE, *TOKENIZER_FILES, *SENTENCE_TRANSFORMERS_FILES, *settings_files, *weight_files)
+    hashed = (
+        CONFIG_FILE,
+        "generation_config.json",
+        *TOKENIZER_FILES,
+        *SENTENCE_TRANSFORMERS_FILES,
+        *settings_files,
+        *weight_files,
+    )
     return SourceModel(
         id=model,
         revision=commit,

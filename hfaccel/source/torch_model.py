@@ -112,7 +112,9 @@ def _load_config(source: SourceModel) -> Any:
     try:
         return AutoConfig.from_pretrained(source.folder, local_files_only=True, trust_remote_code=source.trust_remote_code)
     except Exception as error:  # configs validate themselves with many exception types, all mean the same to the user
-        raise SourceError(f"transformers refuses the config: {error}", where=str(source.folder / "config.json")) from error
+        raise SourceError(
+            f"transformers refuses the config: {_first_line(error)}", where=str(source.folder / "config.json")
+        ) from error
 
 
 def _model_class(auto_class: Any, config: Any, source: SourceModel) -> Any:
@@ -152,7 +154,7 @@ def _load_weights(source: SourceModel, auto_class: Any, config: Any, attention: 
             raise
         except Exception as error:  # safetensors, pickle and torch each have their own exception types for a bad file
             raise SourceError(
-                f"the weights do not load: {error}", where=source.id, hint="download the checkpoint again"
+                f"the weights do not load: {_first_line(error)}", where=source.id, hint="download the checkpoint again"
             ) from error
     missing = sorted(key for key in report["missing_keys"] if not _is_harmless(key, source))
     missing += sorted(str(key) for key in report["mismatched_keys"])
@@ -164,6 +166,10 @@ def _load_weights(source: SourceModel, auto_class: Any, config: Any, attention: 
             hint=f"'{source.task}' may be the wrong --task for this checkpoint, or the checkpoint was not fine-tuned for it",
         )
     return hf_model
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _is_harmless(key: str, source: SourceModel) -> bool:
