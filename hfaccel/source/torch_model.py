@@ -143,6 +143,7 @@ def _load_weights(source: SourceModel, auto_class: Any, config: Any, attention: 
                 dtype=torch.float32,
                 attn_implementation=attention,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # refused below, with the names
                 local_files_only=True,
                 use_safetensors=source.weight_files[0].endswith(".safetensors"),
                 trust_remote_code=source.trust_remote_code,
@@ -157,7 +158,13 @@ def _load_weights(source: SourceModel, auto_class: Any, config: Any, attention: 
                 f"the weights do not load: {_first_line(error)}", where=source.id, hint="download the checkpoint again"
             ) from error
     missing = sorted(key for key in report["missing_keys"] if not _is_harmless(key, source))
-    missing += sorted(str(key) for key in report["mismatched_keys"])
+    mismatched = sorted(str(entry[0]) for entry in report["mismatched_keys"])
+    if mismatched:
+        raise SourceError(
+            f"{len(mismatched)} weights have other shapes than the config says, the first is {mismatched[0]}",
+            where=source.id,
+            hint="config.json and weights are of different models: download the checkpoint again",
+        )
     if missing:
         names = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
         raise SourceError(

@@ -130,7 +130,9 @@ def test_weights_of_another_size(make_checkpoint: Make) -> None:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config["intermediate_size"] = 48
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    with pytest.raises(SourceError, match="the weights do not load"):
+    with pytest.raises(
+        SourceError, match="weights have other shapes than the config says, the first is bert.encoder.layer.0".replace(".", r"\.")
+    ):
         load_torch_model(resolve_source(str(folder)), attention="sdpa")
 
 
