@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from hfaccel.errors import UsageError
+from hfaccel.measure.bench import COLUMNS, Contender, run_bench
+from hfaccel.measure.peers import parse_peers
+from hfaccel.measure.plot import check_plot_path, draw
+from hfaccel.measure.workload import Point
+
+POINTS = (Point(1, 16), Point(8, 128))
+
+
+class World:
+    """Contenders whose runs take as long as told, on a clock that only they move."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def contender(self, name, graph_ms, end_to_end_ms, *, slower_after_runs=None):
+        def prepare(milliseconds):
+            runs = 0
+
+            def run():
+                nonlocal runs
+                runs += 1
+                late = slower_after_runs is not None and runs > slower_after_runs
+                self.now_s += milliseconds * (3 if late else 1) / 1000
+
+            return run
+
+        return Contender(name, lambda point: prepare(graph_ms * point.batch), lambda point: prepare(end_to_end_ms * point.batch))
+
+    def bench(self, *contenders, **options):
+        clock = {"clock": lambda: self.now_s, "sleep": lambda _: None}
+        return run_bench(contenders[0], contenders[1:], POINTS, seconds=2.0, **clock, **options)
+
+
+def test_every_point_and_mode_has_a_row_for_each_contender():
+    world = World()
+    rows = world.bench(world.contender("artifact", 5, 6), world.contender("torch fp32", 10, 18))
+    assert [(str(row.point), row.mode, row.contender) for row in rows] == [
+        (point, mode, name)
+        for point in ("1x16", "8x128")
+        for mode in ("graph only", "end to end")
+        for name in ("artifact", "torch fp32")
+    ]
+    assert rows[0].cells() == ("1x16", "graph only", "artifact", "5.00", "5.00", "5.00", "200.0", "", "")
+    assert rows[1].cells() == ("1x16", "graph only", "torch fp32", "10.00", "10.00", "10.00", "100.0", "2.00x", "2.00x")
+    assert rows[3].cells()[-2:] == ("3.00x", "3.00x")
+    assert all(len(row.cells()) == len(COLUMNS) for row in rows)
+    json.dumps([row.to_json() for row in rows])
+
+
+def test_what_is_not_stable_gets_no_number():
+    world = World()
+    artifact, wavering = world.contender("artifact", 5, 5), world.contender("torch fp32", 10, 10, slower_after_runs=50)
+    rows = world.bench(artifact, wavering, modes=("graph only",))
+    assert rows[1].cells()[3:] == ("not stable", "", "", "", "not stable", "")
+    data = rows[1].to_json()
+    assert (data["stable"], data["p50_ms"], data["artifact_speedup"]["ratio"]) == (False, None, None)
+    assert rows[0].cells()[3] == "5.00"
+
+
+def test_an_unknown_peer_is_named():
+    assert parse_peers("Torch, torch") == ("torch",)
+    assert parse_peers("") == ()
+    with pytest.raises(UsageError) as caught:
+        parse_peers("torch,llamafile")
+    assert str(caught.value) == "--against: no peer 'llamafile' to compare with (known peers: torch)"
+
+
+def test_a_picture_is_drawn(tmp_path):
+    pytest.importorskip("matplotlib")
+    world = World()
+    rows = world.bench(world.contender("artifact", 5, 6), world.contender("torch fp32", 10, 18, slower_after_runs=50))
+    for name in ("bench.png", "bench.svg"):
+        check_plot_path(tmp_path / name)
+        draw(rows, tmp_path / name, title="tiny")
+        assert (tmp_path / name).stat().st_size > 1000
+
+
+def test_a_picture_of_another_kind_is_refused(tmp_path):
+    with pytest.raises(UsageError) as caught:
+        check_plot_path(tmp_path / "bench.doc")
+    assert str(caught.value) == "--plot: cannot draw 'bench.doc' (the name must end in .png or .svg)"
