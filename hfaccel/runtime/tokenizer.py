@@ -116,7 +116,7 @@ class TextTokenizer:
         Args:
             question: goes whole into every window.
             context: cut into windows of what is left of the length.
-            stride: tokens that neighbouring windows share; made smaller where the windows are too short for it.
+            stride: tokens that neighbouring windows share; half a window where the windows are too short for it.
             max_length: tokens of a window, special tokens included; never more than the contract's.
 
         Raises:
@@ -141,7 +141,7 @@ class TextTokenizer:
                     hint="ask a shorter question",
                 )
             strategy = "only_second" if question_first else "only_first"
-            tokenizer.enable_truncation(length, stride=max(0, min(stride, room // 2)), strategy=strategy)
+            tokenizer.enable_truncation(length, stride=stride if stride < room else room // 2, strategy=strategy)
             encoding = tokenizer.encode(*pair)
         return [_encoded(window) for window in (encoding, *encoding.overflowing)]
 
