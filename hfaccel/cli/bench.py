@@ -91,7 +91,8 @@ def _source_of(manifest: dict[str, Any]) -> str | None:
     folder = source.get("folder")
     if folder and Path(folder).is_dir():
         return str(folder)
-    return source.get("id")
+    name = source.get("id")
+    return None if name is None else str(name)
 
 
 def _threads(manifest: dict[str, Any]) -> int:

@@ -16,7 +16,7 @@ from hfaccel.measure.workload import Point
 Mode = Literal["graph only", "end to end"]
 MODES: tuple[Mode, ...] = get_args(Mode)
 NOT_STABLE = "not stable"
-COLUMNS = ("workload", "what", "engine", "p50 ms", "p95 ms", "p99 ms", "examples/s", "artifact speed-up", "at least")
+COLUMNS = ("workload", "what", "engine", "p50 ms", "p95 ms", "p99 ms", "examples/s", "speed-up", "at least")
 
 # Long enough for the worker threads of onnxruntime and OpenMP to stop spinning before the other one's turn.
 PAUSE_S = 0.01
