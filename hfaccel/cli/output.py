@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.status import Status
 
     from hfaccel.errors import HfaccelError
 
@@ -71,6 +73,16 @@ class Output:
         """A plain progress line with the seconds since the start, for logs and CI."""
         self._console("err").print(f"{time.monotonic() - self._started:7.1f}s  {text}", markup=False)
 
+    @contextmanager
+    def progress(self) -> Iterator[TerminalProgress]:
+        """Progress of long work: a spinner under the finished lines on a terminal, plain lines elsewhere."""
+        console = self._console("err")
+        if not console.is_terminal:
+            yield TerminalProgress(self, None)
+            return
+        with console.status("starting") as status:
+            yield TerminalProgress(self, status)
+
     def error(self, error: HfaccelError) -> None:
         """The one way an error reaches the user; with ``--json`` also as a JSON document on stdout."""
         if self.as_json:
@@ -81,6 +93,24 @@ class Output:
         console.print(f"error: {error.where + ': ' if error.where else ''}{error.what}", style="bold red", markup=False)
         if error.hint:
             console.print(f"  what to do: {error.hint}", markup=False)
+
+
+class TerminalProgress:
+    """Where the pipeline reports to. Each step is printed with its time; on a terminal the current one also spins."""
+
+    def __init__(self, output: Output, status: Status | None) -> None:
+        self._output = output
+        self._status = status
+
+    def step(self, text: str) -> None:
+        """Say what is being done now."""
+        self._output.step(text)
+        if self._status is not None:
+            self._status.update(text)
+
+    def warn(self, text: str) -> None:
+        """Say what the user must see."""
+        self._output.warn(text)
 
 
 def _is_numeric(cell: object) -> bool:

@@ -84,7 +84,7 @@ class Rung(Section):
     outlier_neurons: int = Field(default=0, ge=0, le=256)
     keep_float: int = Field(default=0, ge=0)
     quantize_embeddings: bool = False
-    calibration: Literal["minmax", "percentile", "mse"] = "minmax"
+    calibration: Literal["minmax", "percentile"] = "minmax"
     disabled_optimizers: tuple[str, ...] = ()
 
     @property

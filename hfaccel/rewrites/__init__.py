@@ -1,1 +1,27 @@
-"""TODO"""
+"""One exact graph rewrite per file: ``model -> number of changes``. The two tables say what exists; recipes say what is used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from hfaccel.rewrites.common_subexpressions import eliminate_common_subexpressions
+from hfaccel.rewrites.drop_unused import drop_unused
+from hfaccel.rewrites.fold_constants import fold_constants
+from hfaccel.rewrites.last_layer_pooled_token import run_last_layer_for_pooled_token
+from hfaccel.rewrites.name_symbols import name_symbols
+
+if TYPE_CHECKING:
+    import onnx_ir
+
+    from hfaccel.recipe.schema import CleanupName, RewriteName
+
+    Rewrite = Callable[[onnx_ir.Model], int]
+
+CLEANUPS: Mapping[CleanupName, Rewrite] = {
+    "name_symbols": name_symbols,
+    "fold_constants": fold_constants,
+    "common_subexpressions": eliminate_common_subexpressions,
+    "drop_unused": drop_unused,
+}
+REWRITES: Mapping[RewriteName, Rewrite] = {"last_layer_pooled_token": run_last_layer_for_pooled_token}

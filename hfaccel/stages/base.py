@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 if TYPE_CHECKING:
     from hfaccel.artifact.artifact import Artifact
     from hfaccel.evaluate.dataset import Dataset
+    from hfaccel.evaluate.metrics import MetricName
     from hfaccel.recipe.schema import Recipe
     from hfaccel.recipe.targets import TargetProfile
     from hfaccel.source.model import SourceModel
@@ -45,6 +46,7 @@ class StageContext:
         artifacts: artifacts of the earlier stages, by stage name.
         dataset: evaluation data of the user, or None.
         calibration: texts for calibration (pairs as tuples), empty when none were given.
+        metric: the metric that the user asked for; None takes the task's default.
         progress: where to report.
     """
 
@@ -56,6 +58,7 @@ class StageContext:
     artifacts: Mapping[StageName, Artifact]
     dataset: Dataset | None
     calibration: tuple[Any, ...]
+    metric: MetricName | None
     progress: Progress
 
 

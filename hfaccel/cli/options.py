@@ -1,0 +1,105 @@
+"""The options that ``compile`` and ``plan`` share, and how they become a request."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hfaccel.errors import UsageError
+
+Model = Annotated[str, typer.Argument(help="Checkpoint: local folder or hub id.", show_default=False)]
+OutputFolder = Annotated[Path, typer.Option("-o", "--output", help="Folder to make.", show_default=False)]
+Task = Annotated[str | None, typer.Option(help="Task, where the checkpoint does not state it, e.g. text-classification.")]
+Revision = Annotated[str | None, typer.Option(help="Revision of a hub id: branch, tag or commit.")]
+Target = Annotated[str, typer.Option(help="Where it will run; 'auto' is this host. See: hfaccel targets")]
+RecipeName = Annotated[str | None, typer.Option("--recipe", help="Recipe name or file; chosen by architecture if not given.")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", help="Recipe value, e.g. --set quantize.weight_bits=7 (repeatable).")]
+Data = Annotated[str | None, typer.Option(help="Evaluation data: CSV, TSV, JSONL, Parquet, text file, or a datasets name.")]
+Calibration = Annotated[str | None, typer.Option(help="Texts for calibration; by default texts of --data, never their labels.")]
+Columns = Annotated[list[str] | None, typer.Option("--column", help="Column of a role, e.g. --column text=body (repeatable).")]
+Metric = Annotated[str | None, typer.Option(help="Metric of the accuracy gate; by default that of the task.")]
+MaxLoss = Annotated[str | None, typer.Option(help="Accuracy budget, relative, e.g. 1% or 0.01.")]
+Objective = Annotated[str | None, typer.Option(help="What 'best' means: latency, throughput or size.")]
+Workload = Annotated[str | None, typer.Option(help="Batch x length points, e.g. 1x16,1x128,8x128.")]
+PrecisionName = Annotated[str | None, typer.Option("--precision", help="auto, fp32 or int8; anything but auto is a demand.")]
+Strict = Annotated[bool, typer.Option("--strict", help="A missed fusion contract fails.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace an existing output folder.")]
+NoCache = Annotated[bool, typer.Option("--no-cache", help="Do not reuse results of earlier runs.")]
+RemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the checkpoint.")]
+Pickle = Annotated[bool, typer.Option("--allow-pickle", help="Load pickle weights, which can run any code.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
+
+
+def recipe_settings(*, max_loss: str | None, objective: str | None, workload: str | None, precision: str | None) -> dict[str, Any]:
+    """Dotted recipe paths that the options set; options not given are left to the recipe."""
+    settings: dict[str, Any] = {}
+    if max_loss is not None:
+        settings["accuracy.max_loss"] = parse_share(max_loss, option="--max-loss")
+    if objective is not None:
+        settings["measure.objective"] = objective
+    if workload is not None:
+        settings["measure.workload"] = [part.strip() for part in workload.split(",")]
+    if precision is not None:
+        settings["quantize.precision"] = precision
+    return settings
+
+
+def parse_share(text: str, *, option: str) -> float:
+    """``1%`` or ``0.01`` as a share.
+
+    Raises:
+        UsageError: not a number, or not between 0 and 1.
+    """
+    try:
+        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        raise UsageError(f"{text!r} is not a share", where=option, hint="write 1% or 0.01") from None
+    if not 0 < share < 1:
+        raise UsageError(f"{text!r} is not between 0 and 100 %", where=option, hint="write 1% or 0.01")
+    return share
+
+
+def parse_columns(items: Sequence[str]) -> dict[str, str]:
+    """``role=column`` items as a mapping.
+
+    Raises:
+        UsageError: an item without '='.
+    """
+    columns = {}
+    for item in items:
+        role, separator, column = item.partition("=")
+        if not separator or not role or not column:
+            raise UsageError(f"{item!r} is not role=column", where="--column", hint="for example --column text=body")
+        columns[role] = column
+    return columns
+
+
+def parse_metric(name: str | None) -> Any:
+    """A metric name, checked against the table.
+
+    Raises:
+        UsageError: unknown name.
+    """
+    from hfaccel.evaluate.metrics import METRIC_NAMES
+
+    if name is not None and name not in METRIC_NAMES:
+        raise UsageError(f"unknown metric {name!r}", where="--metric", hint=f"one of: {', '.join(METRIC_NAMES)}")
+    return name
+
+
+def require_compile_extra() -> None:
+    """Say at once, and by name, when the compiler's packages are not installed.
+
+    Raises:
+        MissingExtraError: one of them is missing.
+    """
+    from importlib.util import find_spec
+
+    from hfaccel.errors import MissingExtraError
+
+    for package in ("torch", "transformers", "onnx", "onnxscript"):
+        if find_spec(package) is None:
+            raise MissingExtraError(package, extra="compile", needed_for="compiling")

@@ -1,0 +1,103 @@
+"""Write the folder that a serving team gets."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import hfaccel
+from hfaccel.artifact.artifact import Artifact, record_files
+from hfaccel.artifact.manifest import FILE_NAME, read_manifest, write_manifest
+from hfaccel.measure.host import host_fingerprint
+from hfaccel.report import readme_text, report_text
+from hfaccel.request import Plan
+from hfaccel.stages.base import StageName
+from hfaccel.stages.candidates import FILE_NAME as CANDIDATES_FILE
+from hfaccel.stages.candidates import Candidate, load_candidates
+from hfaccel.stages.export import PARITY_FILE
+
+LIBRARIES = (
+    "hfaccel", "torch", "transformers", "tokenizers", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "optimum", "numpy",
+)  # fmt: skip
+NOT_PUBLISHED = frozenset({PARITY_FILE, "model.onnx", "model.onnx.data"})
+
+
+def write_output(
+    folder: Path, plan: Plan, artifacts: Mapping[StageName, Artifact], records: Sequence[Mapping[str, Any]], *, key: str, seconds: float
+) -> dict[str, Any]:
+    """Fill ``folder`` with graph, tokenizer, golden answers, report and manifest; returns the manifest."""
+    final = artifacts["accuracy"]
+    for name in sorted(path.name for path in artifacts["export"].folder.iterdir()):
+        if name not in NOT_PUBLISHED:
+            _copy(artifacts["export"].folder / name, folder / name)
+    for path in sorted(final.folder.iterdir()):
+        if path.name != CANDIDATES_FILE:
+            _copy(path, folder / path.name)
+    candidates = load_candidates(final.folder)
+    chosen = next(candidate for candidate in candidates if candidate.detail == "chosen")
+    manifest = _manifest(plan, final, records, candidates, chosen, key=key, seconds=seconds)
+    (folder / "report.md").write_text(report_text(manifest), encoding="utf-8")
+    (folder / "README.md").write_text(readme_text(manifest), encoding="utf-8")
+    manifest["files"] = [asdict(record) for record in record_files(folder, skip=(FILE_NAME,))]
+    write_manifest(folder, manifest)
+    return read_manifest(folder)
+
+
+def _copy(source: Path, destination: Path) -> None:
+    if source.is_dir():
+        shutil.copytree(source, destination)
+    else:
+        shutil.copyfile(source, destination)
+
+
+def _manifest(
+    plan: Plan,
+    final: Artifact,
+    records: Sequence[Mapping[str, Any]],
+    candidates: Sequence[Candidate],
+    chosen: Candidate,
+    *,
+    key: str,
+    seconds: float,
+) -> dict[str, Any]:
+    return {
+        "hfaccel_version": hfaccel.__version__,
+        "key": key,
+        "source": {
+            "id": plan.source.id,
+            "folder": str(plan.source.folder.absolute()),
+            "revision": plan.source.revision,
+            "sha256": plan.source.sha256,
+            "model_type": plan.source.model_type,
+            "task": plan.source.task,
+            "weight_bytes": plan.source.weight_bytes,
+        },
+        "graph": final.graph,
+        "engine": "onnxruntime",
+        "precision": final.precision,
+        "chosen": chosen.name,
+        "contract": final.contract.to_json(),
+        "session": asdict(chosen.session),
+        "target": {"name": plan.target.name, "speed_measured_on_it": plan.on_target},
+        "host": host_fingerprint(),
+        "versions": {name: _version(name) for name in LIBRARIES} | {"python": platform.python_version()},
+        "recipe": plan.recipe.model_dump(mode="json"),
+        "recipe_origins": dict(plan.resolved.origins),
+        "notices": list(plan.notices),
+        "stages": [dict(record) for record in records],
+        "candidates": [candidate.to_json() for candidate in candidates],
+        "seconds": round(seconds, 2),
+        "files": [],
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None

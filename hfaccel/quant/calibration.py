@@ -1,0 +1,94 @@
+"""Streaming statistics of activations: one pass over the calibration texts, memory flat in their number."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from hfaccel.rewrites.graphs import save_graph
+from hfaccel.runtime.session import GraphSession
+
+if TYPE_CHECKING:
+    import onnx_ir
+
+BINS = 2048
+PERCENTILE = 99.995
+Feeds = Mapping[str, np.ndarray]
+
+
+@dataclass
+class ActivationStatistics:
+    """Running statistics of one value [batch, sequence, channels]; padding positions do not count.
+
+    Attributes:
+        channel_abs_max: [channels], largest magnitude seen.
+        minimum: smallest value seen (0 at most).
+        maximum: largest value seen (0 at least).
+        histogram: counts of magnitudes in ``BINS`` equal bins up to ``histogram_limit``, which doubles as values grow.
+    """
+
+    channel_abs_max: np.ndarray
+    minimum: float = 0.0
+    maximum: float = 0.0
+    histogram: np.ndarray = field(default_factory=lambda: np.zeros(BINS, dtype=np.int64))
+    histogram_limit: float = 1.0
+
+    def update(self, values: np.ndarray) -> None:
+        """Take in values [tokens, channels]."""
+        magnitudes = np.abs(values)
+        self.channel_abs_max = np.maximum(self.channel_abs_max, magnitudes.max(axis=0))
+        self.minimum = min(self.minimum, float(values.min()))
+        self.maximum = max(self.maximum, float(values.max()))
+        largest = float(magnitudes.max())
+        while largest > self.histogram_limit:
+            self.histogram = np.concatenate([self.histogram.reshape(-1, 2).sum(axis=1), np.zeros(BINS // 2, dtype=np.int64)])
+            self.histogram_limit *= 2
+        self.histogram += np.histogram(magnitudes, bins=BINS, range=(0.0, self.histogram_limit))[0]
+
+    def range(self, method: Literal["minmax", "percentile"]) -> tuple[float, float]:
+        """Range to quantize over, containing 0; ``percentile`` clips magnitudes beyond the 99.995th percentile."""
+        if method == "minmax":
+            return self.minimum, self.maximum
+        share = np.cumsum(self.histogram) / max(1, int(self.histogram.sum()))
+        limit = float((np.searchsorted(share, PERCENTILE / 100) + 1) * self.histogram_limit / BINS)
+        return max(self.minimum, -limit), min(self.maximum, limit)
+
+
+def observe(
+    model: onnx_ir.Model, names: Sequence[str], batches: Iterable[Feeds], *, workdir: Path
+) -> dict[str, ActivationStatistics]:
+    """Run ``batches`` through the graph and gather statistics of the named values.
+
+    Args:
+        model: the float graph; it is not changed.
+        names: values of shape [batch, sequence, channels] or [tokens, channels].
+        batches: feeds with an ``attention_mask``.
+        workdir: where the instrumented graph may lie meanwhile.
+    """
+    session = GraphSession(_with_outputs(model, names, workdir))
+    statistics: dict[str, ActivationStatistics] = {}
+    for feeds in batches:
+        mask = feeds["attention_mask"].astype(bool)
+        outputs = session.run(feeds)
+        for name in names:
+            values = outputs[name]
+            tokens = values[mask] if values.shape[:2] == mask.shape else values.reshape(-1, values.shape[-1])
+            if name not in statistics:
+                statistics[name] = ActivationStatistics(np.zeros(tokens.shape[-1], dtype=np.float32))
+            statistics[name].update(tokens)
+    return statistics
+
+
+def _with_outputs(model: onnx_ir.Model, names: Sequence[str], workdir: Path) -> Path:
+    copy = model.clone()
+    wanted, present = set(names), {value.name for value in copy.graph.outputs}
+    for node in copy.graph:
+        for value in node.outputs:
+            if value.name in wanted and value.name not in present:
+                copy.graph.outputs.append(value)
+    workdir.mkdir(parents=True, exist_ok=True)
+    return save_graph(copy, workdir)

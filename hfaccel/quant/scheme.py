@@ -1,0 +1,45 @@
+"""Which operators can be quantized, and the words that the quantization modules share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import onnx_ir
+
+MIN_WEIGHT_SIZE = 1024
+"""Weights with fewer elements are left alone: nothing to gain, and pooled heads are the most sensitive part."""
+
+
+@dataclass(frozen=True)
+class MatMulSite:
+    """A MatMul with a constant weight [in, out]; ``activation`` is the name of the value it multiplies."""
+
+    node: str
+    activation: str
+
+
+def matmul_sites(model: onnx_ir.Model) -> tuple[MatMulSite, ...]:
+    """Every MatMul that could be quantized, in graph order."""
+    sites = []
+    for node in model.graph:
+        if node.op_type != "MatMul" or node.domain not in ("", "ai.onnx"):
+            continue
+        activation, weight = node.inputs[0], node.inputs[1]
+        if activation is None or weight is None or weight.const_value is None or activation.const_value is not None:
+            continue
+        if len(weight.const_value.shape) == 2 and weight.const_value.size >= MIN_WEIGHT_SIZE:
+            sites.append(MatMulSite(node.name or "", activation.name or ""))
+    return tuple(sites)
+
+
+def new_initializer(model: onnx_ir.Model, name: str, array: object) -> onnx_ir.Value:
+    """Register a constant; the name must be new in the graph."""
+    import numpy as np
+    import onnx_ir
+
+    tensor = onnx_ir.tensor(np.ascontiguousarray(array), name=name)
+    value = onnx_ir.Value(name=name, const_value=tensor, shape=onnx_ir.Shape(tensor.shape), type=onnx_ir.TensorType(tensor.dtype))
+    model.graph.register_initializer(value)
+    return value

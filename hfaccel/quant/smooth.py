@@ -1,0 +1,70 @@
+"""SmoothQuant: move the outliers of an activation into the weights that it meets, where 8 bits per channel can hold them.
+
+After Xiao et al., "SmoothQuant: Accurate and Efficient Post-Training Quantization for Large Language Models" (2022): with
+``s_k = max|x_k|^alpha / max|w_k|^(1 - alpha)``, ``x W = (x / s) (s W)``. The division is a Mul of its own rather than folded
+into the norm before it, because in post-norm encoders the norm's result also feeds the residual path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hfaccel.quant.calibration import ActivationStatistics
+from hfaccel.quant.scheme import matmul_sites, new_initializer
+
+if TYPE_CHECKING:
+    import onnx_ir
+
+_SMALLEST = 1e-5
+
+
+def smooth_activations(
+    model: onnx_ir.Model, statistics: Mapping[str, ActivationStatistics], alpha: float, *, exclude: Collection[str] = ()
+) -> int:
+    """Scale each activation that ``statistics`` knows before the MatMuls that read it; exact in float arithmetic.
+
+    Args:
+        model: changed in place.
+        statistics: per activation name.
+        alpha: share of the outliers that moves into the weights, 0 to 1.
+        exclude: names of MatMuls that keep the unscaled activation.
+
+    Returns:
+        How many activations were scaled.
+    """
+    import onnx_ir
+
+    nodes = {node.name: node for node in model.graph}
+    readers: dict[str, list[onnx_ir.Node]] = {}
+    for site in matmul_sites(model):
+        if site.activation in statistics and site.node not in exclude:
+            readers.setdefault(site.activation, []).append(nodes[site.node])
+    for name, matmuls in readers.items():
+        activation = matmuls[0].inputs[0]
+        assert activation is not None  # matmul_sites names only MatMuls with an activation
+        weights = [_weight(node) for node in matmuls]
+        scale = smoothing_scale(statistics[name].channel_abs_max, weights, alpha)
+        factor = new_initializer(model, f"{name}_smoothing", (1.0 / scale).astype(np.float32))
+        product = onnx_ir.node("Mul", [activation, factor], num_outputs=1, name=f"{name}_smoothed")
+        product.outputs[0].name, product.outputs[0].shape, product.outputs[0].dtype = f"{name}_smoothed", activation.shape, activation.dtype
+        model.graph.insert_before(matmuls[0], product)
+        for node, weight in zip(matmuls, weights, strict=True):
+            node.replace_input_with(0, product.outputs[0])
+            node.replace_input_with(1, new_initializer(model, f"{node.name}_smoothed_weight", weight * scale[:, None]))
+    return len(readers)
+
+
+def smoothing_scale(channel_abs_max: np.ndarray, weights: list[np.ndarray], alpha: float) -> np.ndarray:
+    """The scale [channels] by which activations are divided; geometric mean 1, constant or dead channels are safe."""
+    weight_abs_max = np.max([np.abs(weight).max(axis=1) for weight in weights], axis=0)
+    scale = np.maximum(channel_abs_max, _SMALLEST) ** alpha / np.maximum(weight_abs_max, _SMALLEST) ** (1 - alpha)
+    return np.asarray(scale / np.exp(np.log(scale).mean()), dtype=np.float32)
+
+
+def _weight(node: onnx_ir.Node) -> np.ndarray:
+    constant = node.inputs[1]
+    assert constant is not None and constant.const_value is not None  # matmul_sites names only constant weights
+    return constant.const_value.numpy()

@@ -1,0 +1,108 @@
+"""``report.md`` and ``README.md`` of an artifact, from its manifest alone: pure text in, text out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Manifest = Mapping[str, Any]
+
+
+def candidate_rows(manifest: Manifest) -> tuple[list[str], list[list[str]]]:
+    """The table of what was tried: header and rows, best first, as the terminal and the report show it."""
+    points = next((timings for item in manifest["candidates"] if (timings := item["timings"])), [])
+    header = ["candidate", "MB", *(f"{timing['point']} ms" for timing in points), "speed-up", "loss (95 % bound)", "cosine", "outcome"]
+    rows = []
+    for item in manifest["candidates"]:
+        times = [f"{timing['candidate_ms']:.2f}{'' if timing['stable'] else ' (not stable)'}" for timing in item["timings"]]
+        if not times and item["name"] == "float":
+            times = [f"{timing['parent_ms']:.2f}" for timing in points]
+        outcome = "chosen" if item["detail"] == "chosen" else item["reason"] or ""
+        rows.append(
+            [
+                item["name"],
+                f"{item['size_bytes'] / 1e6:.0f}" if item["size_bytes"] else "",
+                *(times or [""] * len(points)),
+                f"{item['speedup']:.2f}x" if item["timings"] or item["name"] == "float" else "",
+                _loss(item["verdict"]),
+                _number(item["verdict"], "cosine_mean"),
+                outcome,
+            ]
+        )
+    return header, rows
+
+
+def _loss(verdict: Mapping[str, Any] | None) -> str:
+    if not verdict or not verdict["losses"]:
+        return ""
+    worst = max(verdict["losses"], key=lambda loss: loss["upper_bound"])
+    return f"{worst['loss']:+.2%} ({worst['upper_bound']:+.2%})"
+
+
+def _number(verdict: Mapping[str, Any] | None, key: str) -> str:
+    value = verdict.get(key) if verdict else None
+    return "" if value is None else f"{value:.4f}"
+
+
+def report_text(manifest: Manifest) -> str:
+    """The whole report as Markdown."""
+    source, data = manifest["source"], _accuracy_data(manifest)
+    lines = [f"# {source['id']}, compiled", ""]
+    lines += [f"{manifest['chosen']} ({manifest['precision']}) for {manifest['target']['name']}; task {source['task']}.", ""]
+    if not manifest["target"]["speed_measured_on_it"]:
+        lines += ["**Speed was not measured on the target**: this host is another one.", ""]
+    lines += ["## What was tried", ""]
+    header, rows = candidate_rows(manifest)
+    lines += markdown_table(header, rows)
+    dropped = [f"- {item['name']}: {item['reason']}. {item['detail']}" for item in manifest["candidates"] if item["reason"]]
+    if dropped:
+        lines += ["", "Dropped, and why:", "", *dropped]
+    lines += ["", "## Accuracy", "", data, "", "## Stages", ""]
+    stages = [[item["stage"], item["status"], f"{item['seconds']:.1f}"] for item in manifest["stages"]]
+    lines += markdown_table(["stage", "status", "seconds"], stages)
+    lines += ["", "## Environment", ""]
+    lines += markdown_table(["what", "which"], [[str(key), str(value)] for key, value in manifest["host"].items()])
+    lines += [""] + markdown_table(["library", "version"], [[key, str(value)] for key, value in manifest["versions"].items() if value])
+    return "\n".join(lines) + "\n"
+
+
+def _accuracy_data(manifest: Manifest) -> str:
+    metrics = next(item["metrics"] for item in manifest["stages"] if item["stage"] == "accuracy")
+    data = metrics["data"]
+    if metrics["label_free_sample"]:
+        return (
+            f"No data was given: {data['examples']} texts of the packaged multilingual sample, without labels. This is agreement with "
+            "the source model, not task accuracy."
+        )
+    kind = "labelled" if data["labelled"] else "unlabelled (agreement with the source)"
+    return f"{data['examples']} {kind} examples of {data['name']} (sha256 {data['sha256'][:12]})."
+
+
+def readme_text(manifest: Manifest) -> str:
+    """What the folder is and how to run it, for whoever receives it."""
+    inputs = ", ".join(f"`{spec['name']}` {spec['dtype']} {list(spec['shape'])}" for spec in manifest["contract"]["inputs"])
+    outputs = ", ".join(f"`{spec['name']}` {spec['dtype']} {list(spec['shape'])}" for spec in manifest["contract"]["outputs"])
+    return f"""# {manifest["source"]["id"]}, compiled by hfaccel {manifest["hfaccel_version"]}
+
+Task {manifest["source"]["task"]}, precision {manifest["precision"]}, target {manifest["target"]["name"]}. `report.md` has the evidence.
+
+With hfaccel (`pip install hfaccel`; no torch needed):
+
+    import hfaccel
+    model = hfaccel.load("this folder")
+    print(model(["a text"]))
+
+With plain onnxruntime: open `{manifest["graph"]}`; tokenizer in `tokenizer.json` (at most {manifest["contract"]["text"]["max_length"]} tokens).
+Inputs: {inputs}. Outputs: {outputs}. `golden/` holds inputs and outputs to test against.
+
+Check that no file changed: `hfaccel verify "this folder"`.
+"""
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A Markdown table as lines; pipes in cells are escaped."""
+
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+    return [line(header), line(["---"] * len(header)), *(line(row) for row in rows)]

@@ -1,0 +1,216 @@
+"""What a compile run is asked to do, and everything that can be refused before a model is loaded."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from hfaccel.artifact.store import default_cache_folder
+from hfaccel.errors import HfaccelError, ResourceError, SettingsError
+from hfaccel.evaluate.dataset import Dataset, load_dataset
+from hfaccel.measure.memory import available_memory_bytes
+from hfaccel.recipe.load import ResolvedRecipe, choose_recipe, load_recipe
+from hfaccel.recipe.targets import TargetProfile, adapt_recipe, resolve_target
+from hfaccel.source.model import SourceModel
+from hfaccel.source.resolve import resolve_source
+
+if TYPE_CHECKING:
+    from hfaccel.evaluate.metrics import MetricName
+    from hfaccel.recipe.schema import Recipe
+
+T = TypeVar("T")
+
+MEMORY_FACTOR = 3
+MEMORY_BASE_BYTES = 1_000_000_000
+DISK_FACTOR = 8
+"""Stage results in the cache: three float graphs and the candidates, against the size of the checkpoint."""
+
+
+@dataclass(frozen=True)
+class CompileRequest:
+    """The command line of ``hfaccel compile`` (or the arguments of ``hfaccel.compile``) as values.
+
+    Attributes:
+        model: hub id or local folder.
+        output: the folder to make.
+        settings: dotted recipe paths that options such as ``--max-loss`` set.
+        overrides: ``key.path=value`` texts of ``--set``.
+        columns: role -> column name of the data.
+        strict: a missed fusion contract fails instead of warning.
+        force: replace an existing output folder.
+        use_cache: reuse results of earlier runs.
+    """
+
+    model: str
+    output: Path
+    revision: str | None = None
+    task: str | None = None
+    target: str = "auto"
+    recipe: str | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    overrides: Sequence[str] = ()
+    data: str | None = None
+    calibration: str | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
+    metric: MetricName | None = None
+    strict: bool = False
+    force: bool = False
+    use_cache: bool = True
+    trust_remote_code: bool = False
+    allow_pickle: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked request: all its parts found and fitting together.
+
+    Attributes:
+        recipe: as it will be used, adapted to the target.
+        resolved: as written, with the origin of each value.
+        notices: what the user must know (generic recipe, adaptations).
+    """
+
+    request: CompileRequest
+    source: SourceModel
+    recipe: Recipe
+    resolved: ResolvedRecipe
+    target: TargetProfile
+    on_target: bool
+    dataset: Dataset | None
+    calibration: tuple[Any, ...]
+    calibration_sha256: str
+    notices: tuple[str, ...]
+
+
+def prepare(request: CompileRequest) -> Plan:
+    """Resolve source, recipe, target and data; several problems are reported together.
+
+    Raises:
+        HfaccelError: the first problem's class, with the text of all.
+    """
+    problems: list[HfaccelError] = []
+
+    def attempt(part: Callable[[], T]) -> T | None:
+        try:
+            return part()
+        except HfaccelError as error:
+            problems.append(error)
+            return None
+
+    attempt(lambda: _check_output(request))
+    target = attempt(lambda: resolve_target(request.target))
+    source = attempt(
+        lambda: resolve_source(
+            request.model,
+            revision=request.revision,
+            task=request.task,
+            trust_remote_code=request.trust_remote_code,
+            allow_pickle=request.allow_pickle,
+        )
+    )
+    notices: list[str] = []
+    resolved = attempt(lambda: _load_recipe(request, source.model_type if source else None, notices))
+    recipe = None
+    if resolved is not None and target is not None:
+        recipe, adapted = adapt_recipe(resolved.recipe, target[0])
+        notices += adapted
+    data = attempt(lambda: _load_data(request, source, recipe)) if source and recipe else None
+    if source is not None:
+        attempt(lambda: _check_resources(request, source))
+    if problems:
+        _raise_together(problems)
+    assert source is not None and recipe is not None and resolved is not None and target is not None and data is not None  # no problems
+    dataset, calibration, digest = data
+    return Plan(request, source, recipe, resolved, target[0], target[1], dataset, calibration, digest, tuple(notices))
+
+
+def _raise_together(problems: Sequence[HfaccelError]) -> None:
+    first = problems[0]
+    if len(problems) == 1:
+        raise first
+    text = "\n".join(f"  {number}. {problem}" for number, problem in enumerate(problems, 1))
+    together = HfaccelError(f"{len(problems)} problems:\n{text}")
+    together.exit_code = first.exit_code
+    raise together from first
+
+
+def _check_output(request: CompileRequest) -> None:
+    output = request.output
+    if output.is_file():
+        raise SettingsError("the output is a file", where=str(output), hint="name a folder with -o")
+    if output.is_dir() and any(output.iterdir()) and not (output / "manifest.json").is_file():
+        raise SettingsError(
+            "the output folder is not empty and not a compiled artifact; it is left alone",
+            where=str(output),
+            hint="choose another folder with -o",
+        )
+    parent = next(folder for folder in (output, *output.absolute().parents) if folder.is_dir())
+    if not _is_writable(parent):
+        raise SettingsError("cannot write here", where=str(parent), hint="choose a folder that you may write to with -o")
+
+
+def _is_writable(folder: Path) -> bool:
+    """Try it: permission bits mislead (root, read-only mounts)."""
+    import tempfile
+
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
+
+
+def _load_recipe(request: CompileRequest, model_type: str | None, notices: list[str]) -> ResolvedRecipe:
+    name = request.recipe
+    if name is None:
+        name, notice = choose_recipe(model_type or "")
+        if notice and model_type:
+            notices.append(notice)
+    return load_recipe(name, overrides=request.overrides, sets=request.settings)
+
+
+def _load_data(request: CompileRequest, source: SourceModel, recipe: Recipe) -> tuple[Dataset | None, tuple[Any, ...], str]:
+    labels = _labels(source.config)
+    count, seed = recipe.quantize.calibration_examples, recipe.seed
+
+    def load(spec: str, limit: int) -> Dataset:
+        return load_dataset(spec, task=source.task, columns=request.columns, labels=labels, max_examples=limit, seed=seed)
+
+    dataset = load(request.data, recipe.accuracy.max_examples) if request.data else None
+    if request.calibration:
+        texts = load_dataset(
+            request.calibration, task="feature-extraction", columns={}, labels=(), max_examples=count, seed=seed
+        )
+        return dataset, texts.texts(), texts.sha256
+    if dataset is None:
+        return None, (), ""
+    calibration, rest = dataset.split_calibration(count)
+    return rest, calibration, dataset.sha256
+
+
+def _labels(config: Mapping[str, Any]) -> tuple[str, ...]:
+    names = config.get("id2label") or {}
+    return tuple(str(names[key]) for key in sorted(names, key=int))
+
+
+def _check_resources(request: CompileRequest, source: SourceModel) -> None:
+    needed = MEMORY_FACTOR * source.weight_bytes + MEMORY_BASE_BYTES
+    available = available_memory_bytes()
+    if available < needed:
+        raise ResourceError(
+            f"compiling needs about {needed / 1e9:.1f} GB of memory, {available / 1e9:.1f} GB are available",
+            where=source.id,
+            hint="close other programs or use a larger machine",
+        )
+    cache = default_cache_folder()
+    place = next(folder for folder in (cache, *cache.absolute().parents) if folder.is_dir())
+    free, wanted = shutil.disk_usage(place).free, DISK_FACTOR * source.weight_bytes
+    if free < wanted:
+        raise ResourceError(
+            f"compiling writes about {wanted / 1e9:.1f} GB of stage results, {free / 1e9:.1f} GB are free",
+            where=str(place),
+            hint="free space, or point HFACCEL_CACHE to another disk",
+        )

@@ -1,0 +1,180 @@
+"""Stage 5: judge every candidate against the source model, and take the best one that holds every gate."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hfaccel.artifact.artifact import Artifact, record_files
+from hfaccel.errors import GateError
+from hfaccel.evaluate.judge import Verdict, judge
+from hfaccel.evaluate.sample import multilingual_sample
+from hfaccel.rewrites.graphs import DATA_NAME, GRAPH_NAME
+from hfaccel.runtime.model import Model
+from hfaccel.runtime.session import GraphSession
+from hfaccel.runtime.tokenizer import TextTokenizer
+from hfaccel.source.torch_model import TorchRunner, load_torch_model
+from hfaccel.stages.base import StageContext, StageName, StageResult
+from hfaccel.stages.candidates import Candidate, load_candidates, save_candidates
+from hfaccel.stages.evaluation import Evaluation, encode_dataset, evaluate, smallest_batch_cosine
+
+if TYPE_CHECKING:
+    from hfaccel.evaluate.dataset import Dataset
+    from hfaccel.recipe.schema import Objective, Recipe
+
+NAME: StageName = "accuracy"
+REVISION = 1
+LIBRARIES = ("torch", "transformers", "onnxruntime", "tokenizers", "numpy", "scipy", "scikit-learn", "seqeval")
+GOLDEN_TEXTS = 4
+INVARIANCE_TEXTS = 8
+
+
+def settings(recipe: Recipe) -> Mapping[str, Any]:
+    """What of the recipe changes the verdicts."""
+    return {
+        "accuracy": recipe.accuracy.model_dump(),
+        "objective": recipe.measure.objective,
+        "precision": recipe.quantize.precision,
+        "attention": recipe.export.attention,
+        "seed": recipe.seed,
+    }
+
+
+def requires(artifact: Artifact | None, ctx: StageContext) -> list[str]:
+    """A graph to judge."""
+    return [] if artifact is not None else ["accuracy needs a graph"]
+
+
+def run(artifact: Artifact | None, ctx: StageContext) -> StageResult:
+    """Judge candidates, best first, and write the graph that ships with its golden answers.
+
+    Raises:
+        GateError: not even the float graph holds the gates, or a precision was demanded and no candidate has it.
+    """
+    assert artifact is not None  # the pipeline checked requires()
+    dataset = ctx.dataset or multilingual_sample()
+    if ctx.dataset is None:
+        ctx.progress.warn("no --data given: accuracy is agreement with the source on the packaged multilingual sample, not task accuracy")
+    candidates = load_candidates(artifact.folder)
+    tokenizer = TextTokenizer(ctx.artifacts["export"].folder, artifact.contract.text)
+    ctx.progress.step(f"running the source over {len(dataset.examples)} examples")
+    source = evaluate(
+        Model(TorchRunner(load_torch_model(ctx.source, attention=ctx.recipe.export.attention)), tokenizer, artifact.contract), dataset
+    )
+    judged: list[Candidate] = []
+    chosen: Candidate | None = None
+    for candidate in _best_first(candidates, ctx.recipe.measure.objective):
+        if candidate.reason is None:
+            ctx.progress.step(f"judging: {candidate.name}")
+            model = Model(GraphSession(artifact.folder / candidate.graph, candidate.session), tokenizer, artifact.contract)
+            candidate = _judge(candidate, model, dataset, source, ctx)
+            if candidate.reason is None and chosen is None:
+                chosen = candidate
+            elif candidate.reason is None:
+                candidate = replace(candidate, reason="not-better-than-chosen", detail="holds all gates; another one is better")
+        judged.append(candidate)
+    chosen = _shippable(chosen, judged, ctx)
+    _write(chosen, judged, artifact, tokenizer, ctx)
+    made = Artifact(ctx.workdir, GRAPH_NAME, chosen.precision, artifact.contract, record_files(ctx.workdir))
+    metrics = {
+        "chosen": chosen.name,
+        "verdict": chosen.verdict,
+        "data": {"name": dataset.name, "sha256": dataset.sha256, "examples": len(dataset.examples), "labelled": dataset.labelled},
+        "label_free_sample": ctx.dataset is None,
+    }
+    return StageResult(made, chosen.precision != "fp32", metrics)
+
+
+def _best_first(candidates: Sequence[Candidate], objective: Objective) -> list[Candidate]:
+    if objective == "size":
+        return sorted(candidates, key=lambda candidate: candidate.size_bytes)
+    if objective == "throughput":
+        return sorted(candidates, key=lambda candidate: -(candidate.timings[-1].speedup if candidate.timings else candidate.speedup))
+    return sorted(candidates, key=lambda candidate: -candidate.speedup)
+
+
+def _judge(candidate: Candidate, model: Model, dataset: Dataset, source: Evaluation, ctx: StageContext) -> Candidate:
+    result = evaluate(model, dataset)
+    contract = model.contract
+    verdict = judge(
+        task=contract.task,
+        problem_type=contract.problem_type,
+        labels=contract.labels,
+        dataset=dataset,
+        source_outputs=source.outputs,
+        candidate_outputs=result.outputs,
+        source_predictions=source.predictions,
+        candidate_predictions=result.predictions,
+        settings=ctx.recipe.accuracy,
+        metric=ctx.metric,
+        seed=ctx.recipe.seed,
+    )
+    encoded = encode_dataset(model, dataset)[:INVARIANCE_TEXTS]
+    invariance = smallest_batch_cosine(model, encoded)
+    judged = replace(candidate, verdict={**verdict.to_json(), "batch_cosine": invariance})
+    if not verdict.passed:
+        return replace(judged, reason=verdict.reason, detail=_why(verdict, ctx))
+    if invariance < ctx.recipe.accuracy.batch_invariance:
+        detail = f"an example alone and in a batch: cosine {invariance:.4f}, at least {ctx.recipe.accuracy.batch_invariance} is asked"
+        return replace(judged, reason="batch-variant", detail=detail)
+    return judged
+
+
+def _why(verdict: Verdict, ctx: StageContext) -> str:
+    allowed = ctx.recipe.accuracy
+    if verdict.reason == "loss-over-budget":
+        worst = max(verdict.losses, key=lambda loss: loss.upper_bound)
+        return (
+            f"{worst.metric} {worst.source:.4f} -> {worst.candidate:.4f}: loss {worst.loss:+.2%}, "
+            f"95 % bound {worst.upper_bound:+.2%}, budget {allowed.max_loss:.2%}"
+        )
+    if verdict.reason == "cosine-under-minimum":
+        return f"mean cosine {verdict.cosine_mean:.4f}, 95 % bound {verdict.cosine_lower_bound:.4f}, at least {allowed.min_cosine} is asked"
+    if verdict.reason == "agreement-under-minimum":
+        return (
+            f"same answer as the source in {verdict.agreement_mean:.2%}, 95 % bound {verdict.agreement_lower_bound:.2%}, "
+            f"at least {allowed.min_agreement:.2%} is asked"
+        )
+    return "NaN or infinity in the outputs"
+
+
+def _shippable(chosen: Candidate | None, judged: Sequence[Candidate], ctx: StageContext) -> Candidate:
+    demanded = ctx.recipe.quantize.precision
+    if chosen is None:
+        floating = next((candidate for candidate in judged if candidate.precision == "fp32"), None)
+        detail = floating.detail if floating is not None else "there is no float graph"
+        raise GateError(
+            f"no graph holds the accuracy gate, not even the float one: {detail}",
+            where="accuracy",
+            hint="more examples in --data make the bound tighter; or raise the budget with --max-loss",
+        )
+    if demanded not in ("auto", "fp32") and chosen.precision != demanded:
+        reasons = "; ".join(f"{item.name}: {item.reason} ({item.detail})" for item in judged if item.precision == demanded)
+        raise GateError(
+            f"--precision {demanded} was demanded and no {demanded} candidate holds the gates. {reasons}",
+            where="accuracy",
+            hint="leave --precision auto to ship the float graph, or raise --max-loss",
+        )
+    return chosen
+
+
+def _write(chosen: Candidate, judged: Sequence[Candidate], artifact: Artifact, tokenizer: TextTokenizer, ctx: StageContext) -> None:
+    graph = artifact.folder / chosen.graph
+    shutil.copyfile(graph, ctx.workdir / GRAPH_NAME)
+    if graph.with_name(DATA_NAME).is_file():
+        shutil.copyfile(graph.with_name(DATA_NAME), ctx.workdir / DATA_NAME)
+    save_candidates([replace(item, reason=None, detail="chosen") if item.name == chosen.name else item for item in judged], ctx.workdir)
+    model = Model(GraphSession(ctx.workdir / GRAPH_NAME, chosen.session), tokenizer, artifact.contract)
+    texts = list(multilingual_sample().texts()[:GOLDEN_TEXTS])
+    outputs = model.outputs(tokenizer.encode(texts))
+    golden = ctx.workdir / "golden"
+    golden.mkdir()
+    (golden / "inputs.json").write_text(json.dumps(texts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    arrays = {f"{index}/{name}": array for index, item in enumerate(outputs) for name, array in item.items()}
+    with (golden / "outputs.npz").open("wb") as stream:
+        np.savez(stream, **arrays)  # type: ignore[arg-type]  # the stub takes the keyword allow_pickle for one of ours

@@ -1,0 +1,98 @@
+"""Candidates between quantize (which makes and times them) and accuracy (which judges them)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from hfaccel.artifact.contract import Precision, SessionSettings
+
+FILE_NAME = "candidates.json"
+FLOAT_PARENT = "float"
+
+Reason = Literal[
+    "needs-calibration-data",
+    "build-failed",
+    "not-finite",
+    "slower-than-parent",
+    "loss-over-budget",
+    "cosine-under-minimum",
+    "agreement-under-minimum",
+    "batch-variant",
+    "not-better-than-chosen",
+]
+
+
+@dataclass(frozen=True)
+class PointTiming:
+    """One point of the workload: medians of interleaved runs, and the speed-up over the float parent with its 95 % bound."""
+
+    point: str
+    parent_ms: float
+    candidate_ms: float
+    speedup: float
+    speedup_lower_bound: float
+    stable: bool
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way through quantize, with what was measured and why it was dropped, if it was.
+
+    Attributes:
+        name: the rung's name, or ``float`` for a float graph.
+        graph: path of the graph relative to the quantize artifact; empty when it was never built.
+        precision: of its MatMuls.
+        session: settings that it was timed with and will run with.
+        size_bytes: of graph and weights.
+        timings: per workload point; empty when dropped before timing or not on the target.
+        speedup: geometric mean over the points (1 for the float parent).
+        reason: why it was dropped, or None.
+        detail: the reason in words.
+        quantized: how many MatMuls are in 8 bit.
+        kept_float: those left in float for their sensitivity, worst first, with their measured error.
+        verdict: what the accuracy gate measured, once it did.
+    """
+
+    name: str
+    graph: str
+    precision: Precision
+    session: SessionSettings
+    size_bytes: int = 0
+    timings: tuple[PointTiming, ...] = ()
+    speedup: float = 1.0
+    reason: Reason | None = None
+    detail: str = ""
+    quantized: int = 0
+    kept_float: tuple[tuple[str, float], ...] = ()
+    verdict: dict[str, Any] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types, as the manifest shows it."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Candidate:
+        """The inverse of :meth:`to_json`."""
+        return cls(
+            **{
+                **data,
+                "session": SessionSettings.from_json(data["session"]),
+                "timings": tuple(PointTiming(**item) for item in data["timings"]),
+                "kept_float": tuple((name, error) for name, error in data["kept_float"]),
+            }
+        )
+
+
+def save_candidates(candidates: Sequence[Candidate], folder: Path) -> None:
+    """Write ``candidates.json``."""
+    text = json.dumps([candidate.to_json() for candidate in candidates], indent=2)
+    (folder / FILE_NAME).write_text(text + "\n", encoding="utf-8")
+
+
+def load_candidates(folder: Path) -> list[Candidate]:
+    """Read ``candidates.json``."""
+    return [Candidate.from_json(item) for item in json.loads((folder / FILE_NAME).read_text(encoding="utf-8"))]

@@ -1,0 +1,73 @@
+"""Run one model (source or candidate, same code) over the evaluation data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from hfaccel.evaluate.dataset import Dataset
+from hfaccel.evaluate.predictions import predictions_from_outputs, predictions_from_tags
+from hfaccel.runtime.batching import pad
+from hfaccel.runtime.model import Model
+from hfaccel.runtime.tokenizer import Encoded
+
+Outputs = list[dict[str, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Raw outputs (aligned with ``dataset.texts()`` or the examples), predictions and references (aligned with the examples)."""
+
+    outputs: Outputs
+    predictions: Any
+    references: Any
+
+
+def evaluate(model: Model, dataset: Dataset) -> Evaluation:
+    """Outputs, and predictions where the data has labels."""
+    contract = model.contract
+    encoded = encode_dataset(model, dataset)
+    outputs = model.outputs(encoded)
+    if not dataset.labelled:
+        return Evaluation(outputs, [], [])
+    if contract.task == "question-answering":
+        answers = [model({"question": example.text, "context": example.context})["answer"] for example in dataset.examples]
+        return Evaluation(outputs, answers, [example.answers for example in dataset.examples])
+    if contract.task == "token-classification":
+        words = [item.word_ids for item in encoded]
+        return Evaluation(outputs, *predictions_from_tags(contract.labels, dataset, outputs, words))
+    return Evaluation(outputs, *predictions_from_outputs(contract.task, contract.problem_type, contract.labels, dataset, outputs))
+
+
+def encode_dataset(model: Model, dataset: Dataset) -> list[Encoded]:
+    """Token ids: of the words where words carry tags, else of every distinct text or pair."""
+    if dataset.labelled and model.contract.task == "token-classification":
+        return [model.tokenizer.encode_words(example.words or ()) for example in dataset.examples]
+    return model.tokenizer.encode(dataset.texts())
+
+
+def smallest_batch_cosine(model: Model, encoded: Sequence[Encoded]) -> float:
+    """Batch invariance: smallest cosine between the outputs of an example alone and in one padded batch with the others."""
+    feeds = pad(encoded, model.contract.text)
+    together = model.runner.run(feeds)
+    smallest = 1.0
+    for row, item in enumerate(encoded):
+        alone = model.runner.run(pad([item], model.contract.text))
+        for name, array in alone.items():
+            batched = together[name][row]
+            if array.ndim >= 2 and batched.ndim >= 1 and batched.shape != array[0].shape:
+                start = 0 if model.contract.text.padding_side == "right" else batched.shape[0] - len(item.ids)
+                batched = batched[start : start + len(item.ids)]
+            smallest = min(smallest, _cosine(array[0], batched))
+    return smallest
+
+
+def _cosine(left: np.ndarray, right: np.ndarray) -> float:
+    a, b = left.reshape(-1).astype(np.float64), right.reshape(-1).astype(np.float64)
+    finite = np.isfinite(a) & np.isfinite(b)
+    a, b = a[finite], b[finite]
+    norm = float(np.linalg.norm(a) * np.linalg.norm(b))
+    return float(a @ b) / norm if norm > 0 else 1.0

@@ -1,0 +1,106 @@
+"""Stage 1: checkpoint -> float graph, with recorded outputs of the source for every later parity check."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from hfaccel.artifact.artifact import Artifact, record_files
+from hfaccel.errors import ExportError, GateError, HfaccelError
+from hfaccel.evaluate import parity
+from hfaccel.runtime.session import GraphSession
+from hfaccel.source.contract import build_contract
+from hfaccel.source.text import write_tokenizer
+from hfaccel.source.torch_model import TorchRunner, load_torch_model
+from hfaccel.stages.base import StageContext, StageName, StageResult
+from hfaccel.stages.exporters import EXPORTERS, quiet_exporters
+from hfaccel.rewrites.graphs import GRAPH_NAME, save_graph
+
+if TYPE_CHECKING:
+    import torch
+
+    from hfaccel.artifact.contract import Contract
+    from hfaccel.recipe.schema import ExporterName, Recipe
+
+NAME: StageName = "export"
+REVISION = 1
+LIBRARIES = ("torch", "transformers", "onnx", "onnx-ir", "onnxscript", "tokenizers")
+PARITY_FILE = "parity.npz"
+
+
+def settings(recipe: Recipe) -> Mapping[str, Any]:
+    """What of the recipe changes the exported bytes."""
+    return {"export": recipe.export.model_dump(), "parity": recipe.parity.model_dump(), "seed": recipe.seed}
+
+
+def requires(artifact: Artifact | None, ctx: StageContext) -> list[str]:
+    """The checkpoint was checked when it was resolved."""
+    return []
+
+
+def run(artifact: Artifact | None, ctx: StageContext) -> StageResult:
+    """Export with the first exporter of the recipe whose graph agrees with the source.
+
+    Raises:
+        ExportError: no exporter produced a graph.
+        GateError: graphs were produced, none agrees with the source.
+    """
+    ctx.progress.step(f"loading {ctx.source.id} into torch")
+    module = load_torch_model(ctx.source, attention=ctx.recipe.export.attention)
+    contract = build_contract(ctx.source, module)
+    write_tokenizer(ctx.source, ctx.workdir)
+    inputs = parity.make_inputs(
+        ctx.recipe.parity.shapes, contract.text, vocabulary_size=int(ctx.source.config.get("vocab_size", 2)), seed=ctx.recipe.seed
+    )
+    cases = parity.record(TorchRunner(module), inputs)
+    parity.save_cases(cases, ctx.workdir / PARITY_FILE)
+    failures: list[HfaccelError] = []
+    for name in ctx.recipe.export.exporters:
+        ctx.progress.step(f"exporting with {name}")
+        try:
+            _export(name, module, contract, ctx)
+            result = parity.compare(GraphSession(ctx.workdir / GRAPH_NAME), cases)
+            check_parity(result, ctx, stage=f"export ({name})")
+        except HfaccelError as error:
+            ctx.progress.warn(f"exporter {name}: {error}")
+            failures.append(error)
+            continue
+        made = Artifact(ctx.workdir, GRAPH_NAME, "fp32", contract, record_files(ctx.workdir))
+        return StageResult(made, True, {"exporter": name, "parity": vars(result), "weight_bytes": ctx.source.weight_bytes})
+    raise failures[-1]
+
+
+def check_parity(result: parity.ParityResult, ctx: StageContext, *, stage: str) -> None:
+    """Raise GateError when a parity result is outside the recipe's tolerance."""
+    allowed = ctx.recipe.parity
+    if result.max_abs <= allowed.max_abs and result.min_cosine >= allowed.min_cosine:
+        return
+    raise GateError(
+        f"the graph does not answer as the source does: largest difference {result.max_abs:.3g} (allowed {allowed.max_abs:g}), "
+        f"smallest cosine {result.min_cosine:.6f} (allowed {allowed.min_cosine:g}), worst at {result.worst_case}",
+        where=f"parity after {stage}",
+        hint="try another exporter with --set export.exporters='[torch]', or leave out a rewrite with --set optimize.rewrites='[]'",
+    )
+
+
+def _export(name: ExporterName, module: torch.nn.Module, contract: Contract, ctx: StageContext) -> None:
+    import torch
+
+    length = min(11, contract.text.max_length)
+    ids = torch.full((2, length), 1 if contract.text.pad_token_id != 1 else 2, dtype=torch.int64)
+    mask = torch.ones_like(ids)
+    samples = {"input_ids": ids, "attention_mask": mask, "token_type_ids": torch.zeros_like(ids)}
+    wanted = {spec.name: samples[spec.name] for spec in contract.inputs}
+    try:
+        with quiet_exporters():
+            model = EXPORTERS[name](module, wanted, ctx.recipe.export.opset, contract.text.max_length)
+    except Exception as error:  # an exporter can fail in any way; all of them mean: not with this exporter
+        first_line = str(error).strip().splitlines()[0] if str(error).strip() else ""
+        raise ExportError(
+            f"{type(error).__name__}: {first_line}",
+            where=f"exporter {name}, model_type {ctx.source.model_type}",
+            hint="see the whole story with --debug; another exporter: --set export.exporters='[torch]'",
+        ) from error
+    for value, spec in zip(model.graph.outputs, contract.outputs, strict=True):
+        value.name = spec.name
+    save_graph(model, ctx.workdir)
