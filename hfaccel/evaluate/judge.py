@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from hfaccel.artifact.contract import ProblemType, Task
@@ -93,7 +93,7 @@ def judge(
             seed=seed,
             same_outputs=agreement.identical,
         )
-        losses = (replace(loss, labelled=True),)
+        losses = (loss,)
     reason: Reason | None = None
     if agreement.non_finite:
         reason = "not-finite"

@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from hfaccel.errors import DataError
+from hfaccel.evaluate.dataset import Dataset, Example, load_dataset
+from hfaccel.evaluate.sample import multilingual_sample
+
+LABELS = ("negative", "positive")
+
+
+def load(path: Path, task: str = "text-classification", **more: object) -> Dataset:
+    values: dict[str, object] = {"labels": LABELS, "max_examples": 1000, "seed": 0, **more}
+    return load_dataset(str(path), task=task, **values)  # type: ignore[arg-type]
+
+
+def test_every_format_gives_the_same_examples(tmp_path: Path) -> None:
+    rows = [{"sentence": "Bad, very bad", "label": "negative"}, {"sentence": "Good", "label": 1}]
+    (tmp_path / "a.csv").write_text('sentence,label\n"Bad, very bad",negative\nGood,1\n', encoding="utf-8-sig")
+    (tmp_path / "a.tsv").write_text("sentence\tlabel\nBad, very bad\tNegative\nGood\tLABEL_1\n")
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    table = pyarrow.table({"sentence": ["Bad, very bad", "Good"], "label": [0, 1]})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    for suffix in ("csv", "tsv", "jsonl", "json", "parquet"):
+        data = load(tmp_path / f"a.{suffix}")
+        assert data.examples == (Example("Bad, very bad", 0), Example("Good", 1)), suffix
+        assert data.labelled
+    (tmp_path / "a.txt").write_text("One\n\nTwo\n")
+    plain = load(tmp_path / "a.txt")
+    assert (plain.texts(), plain.labelled) == (("One", "Two"), False)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("gone.csv", None, "FILE: no such file (check the path)"),
+        ("a.csv", b"", "FILE: the file is empty (give a file with at least one example)"),
+        ("a.csv", b"text,label\n", "FILE: the file holds no examples (give a file with at least one example)"),
+        ("a.csv", b"text,label\nx\xff,1\n", "FILE:2: the file is not UTF-8: byte 0xff (save it with UTF-8 encoding)"),
+        (
+            "a.csv", b"text,label\na,1\nb,c,1\n",
+            "FILE:3: the row has 3 fields, the header has 2 (put fields that hold the separator or line breaks in double quotes)",
+        ),
+        (
+            "a.csv", b"text,label\na,positve\n",
+            "FILE:2: unknown label 'positve'; the model knows: negative, positive (did you mean 'positive'?)",
+        ),
+        ("a.csv", b"text,lable\na,1\n",
+         "FILE: no column 'label', but 'lable' looks like it (rename the column, or map it with label=lable)"),
+        ("a.csv", b"text,label\na,\n", "FILE:2: column 'label' holds no label (label every row, or leave the column out)"),
+        ("a.jsonl", b'{"text": "a"}\n[1]\n', 'FILE:2: expected an object, found list (write {"text": ..., "label": ...})'),
+        ("a.xml", b"<a/>",
+         "FILE: the ending '.xml' is not a known data format (use .csv, .tsv, .jsonl, .json, .parquet, .txt)"),
+    ],
+)  # fmt: skip
+def test_data_errors_say_what_where_and_what_next(tmp_path: Path, name: str, content: bytes | None, message: str) -> None:
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(DataError) as caught:
+        load(path)
+    assert str(caught.value) == message.replace("FILE", str(path))
+
+
+def test_wrong_columns_name_those_found_and_the_closest(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("txt,label\na,1\n")
+    with pytest.raises(DataError) as caught:
+        load(tmp_path / "a.csv")
+    assert "no text column for text-classification; found: txt, label; expected one of: text, sentence" in str(caught.value)
+    assert "did you mean 'txt' for 'text'?" in str(caught.value)
+    assert load(tmp_path / "a.csv", columns={"text": "txt"}).examples == (Example("a", 1),)
+
+
+def test_pairs_multi_label_tags_entities_and_answers(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+
+    def only(row: dict[str, object], task: str, labels: tuple[str, ...] = ()) -> Example:
+        path.write_text(json.dumps(row))
+        return load(path, task, labels=labels).examples[0]
+
+    assert only({"premise": "a", "hypothesis": "b", "label": 1}, "text-classification", ("x", "y")) == Example(("a", "b"), 1)
+    assert only({"text": "a", "labels": [1, 0, 1]}, "text-classification", ("x", "y", "z")).label == (0, 2)
+    assert only({"text": "a", "labels": ["z"]}, "text-classification", ("x", "y", "z")).label == (2,)
+    assert only({"sentence1": "a", "sentence2": "b", "score": "2.5"}, "sentence-similarity").label == 2.5
+    assert only({"query": "a", "document": "b", "score": 1}, "text-ranking").text == ("a", "b")
+    tagged = only({"tokens": ["Ann", "ran"], "ner_tags": [1, 0]}, "token-classification", ("O", "B-PER"))
+    assert (tagged.text, tagged.label, tagged.word_spans) == ("Ann ran", ("B-PER", "O"), ((0, 3), (4, 7)))
+    row = {"text": "Ann Lee ran.", "entities": [{"start": 0, "end": 7, "label": "PER"}]}
+    assert only(row, "token-classification", ("O", "B-PER", "I-PER")).label == ("B-PER", "I-PER", "O", "O")
+    asked = only(
+        {"question": "who?", "context": "Ann ran", "answers": {"text": ["Ann"], "answer_start": [0]}}, "question-answering"
+    )
+    assert (asked.model_input, asked.answers) == (("who?", "Ann ran"), ("Ann",))
+
+
+def test_calibration_is_held_out_only_of_large_data_without_shared_texts() -> None:
+    large = Dataset("d", tuple(Example(f"t{i}", i % 2) for i in range(400)), labelled=True, sha256="")
+    texts, rest = large.split_calibration(128)
+    assert (len(texts), len(rest.examples)) == (100, 300)
+    assert not set(texts) & set(rest.texts())
+    assert large.split_calibration(128) == (texts, rest)
+    small = Dataset("d", large.examples[:399], labelled=True, sha256="")
+    assert small.split_calibration(10)[1] is small
+    pairs = Dataset("d", tuple(Example(("same", f"t{i}"), 1.0) for i in range(500)), True, "", separate_pairs=True)
+    texts, rest = pairs.split_calibration(64)
+    assert (len(texts), rest) == (64, pairs)
+
+
+def test_large_data_is_sampled_by_seed(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("\n".join(f"line {i}" for i in range(50)))
+    first, second, other = (load(tmp_path / "a.txt", max_examples=10, seed=seed) for seed in (0, 0, 1))
+    assert len(first.examples) == 10
+    assert first == second != other
+
+
+def test_sample_is_unlabelled_and_large_enough_to_show_99_percent_agreement() -> None:
+    sample = multilingual_sample()
+    assert sample.multilingual_sample
+    assert not sample.labelled
+    assert len(sample.texts()) == len(sample.examples) >= 299

@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hfaccel.evaluate.agreement import compare_outputs
+from hfaccel.evaluate.dataset import Dataset, Example
+from hfaccel.evaluate.gate import mean_lower_bound, paired_loss
+from hfaccel.evaluate.judge import Verdict, judge
+from hfaccel.evaluate.metrics import METRICS
+from hfaccel.evaluate.predictions import predictions_from_outputs, tags_of_words, word_ids_from_offsets
+from hfaccel.recipe.schema import AccuracySection
+
+LIMITS = AccuracySection(
+    max_loss=0.01, min_cosine=0.995, min_agreement=0.99, batch_invariance=0.99, max_examples=5000, resamples=400
+)
+
+
+def classify(source: np.ndarray, candidate: np.ndarray, truth: np.ndarray | None) -> Verdict:
+    labels = ("a", "b", "c")
+    examples = tuple(Example(text=f"t{i}", label=None if truth is None else int(truth[i])) for i in range(len(source)))
+    data = Dataset("d", examples, labelled=truth is not None, sha256="")
+    outputs = [[{"logits": row} for row in logits] for logits in (source, candidate)]
+    kind = "single_label_classification"
+    predicted = [predictions_from_outputs("text-classification", kind, labels, data, rows)[0] for rows in outputs]  # type: ignore[arg-type]
+    return judge(
+        task="text-classification", problem_type="single_label_classification", labels=labels, dataset=data,
+        source_outputs=outputs[0], candidate_outputs=outputs[1], source_predictions=predicted[0],
+        candidate_predictions=predicted[1], settings=LIMITS, metric=None, seed=0,
+    )  # fmt: skip
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 60), st.booleans())
+def test_identical_models_are_always_accepted(seed: int, count: int, labelled: bool) -> None:
+    generator = np.random.default_rng(seed)
+    logits = generator.normal(size=(count, 3))
+    verdict = classify(logits, logits.copy(), generator.integers(0, 3, count) if labelled else None)
+    assert verdict.passed
+    assert verdict.reason is None
+    assert all(loss.loss == loss.upper_bound == 0 for loss in verdict.losses)
+
+
+def test_three_times_the_budget_is_rejected_in_at_least_95_of_100_trials() -> None:
+    rejected = 0
+    for trial in range(100):
+        generator = np.random.default_rng(trial)
+        truth = np.zeros(1500, dtype=np.int64)
+        source = (generator.random(1500) > 0.9).astype(np.int64)
+        # 5 % of the right answers turn wrong and 18 % of the wrong ones right: 0.9 -> 0.873, 3 % less.
+        flip = generator.random(1500) < np.where(source == truth, 0.05, 0.18)
+        loss = paired_loss(METRICS["accuracy"], source, np.where(flip, 1 - source, source), truth, resamples=400, seed=trial)
+        rejected += loss.upper_bound > 0.01
+    assert rejected >= 95
+
+
+def test_few_examples_without_a_difference_do_not_prove_that_there_is_none() -> None:
+    generator = np.random.default_rng(1)
+    truth = generator.integers(0, 3, 100)
+    logits = np.eye(3)[truth] * 4
+    verdict = classify(logits, logits * 1.001, truth)
+    assert verdict.reason == "loss-over-budget"
+    assert verdict.losses[0].loss == 0
+    assert verdict.losses[0].upper_bound == pytest.approx(1 - 0.05 ** (1 / 100))
+    assert verdict.losses[0].method == "examples+exact"
+
+
+def test_outputs_that_are_not_finite_fail() -> None:
+    logits = np.eye(3)
+    broken = logits.copy()
+    broken[1, 1] = np.nan
+    verdict = classify(logits, broken, np.arange(3))
+    assert (verdict.passed, verdict.reason) == (False, "not-finite")
+
+
+def test_disagreement_without_labels_fails_with_its_reason() -> None:
+    logits = np.random.default_rng(0).normal(size=(400, 3))
+    changed = logits.copy()
+    changed[:40] = np.roll(changed[:40], 1, axis=1)
+    verdict = classify(logits, changed, None)
+    assert verdict.reason == "agreement-under-minimum"
+    assert verdict.agreement_mean == pytest.approx(0.9)
+    assert verdict.to_json()["labelled"] is False
+
+
+def test_pairs_of_shared_texts_give_a_wider_bound_than_independent_pairs() -> None:
+    generator = np.random.default_rng(3)
+    pairs = list(itertools.combinations(range(15), 2))
+    noise = generator.normal(size=15)  # one noisy text spoils all its pairs
+    truth = generator.normal(size=len(pairs))
+    source = truth + 0.5 * generator.normal(size=len(pairs))
+    candidate = source + 0.5 * np.array([noise[a] + noise[b] for a, b in pairs])
+    metric = METRICS["spearman"]
+    shared = paired_loss(metric, source, candidate, truth, clusters=pairs, resamples=1000, seed=0)
+    alone = paired_loss(metric, source, candidate, truth, resamples=1000, seed=0)
+    assert (shared.method, alone.method) == ("texts", "examples")
+    assert shared.loss == alone.loss
+    assert shared.upper_bound > alone.upper_bound > shared.loss > 0
+    assert shared == paired_loss(metric, source, candidate, truth, clusters=pairs, resamples=1000, seed=0)
+
+
+def test_many_small_groups_are_drawn_as_groups() -> None:
+    truth = np.zeros(100, dtype=np.int64)
+    candidate = (np.arange(100) < 10).astype(np.int64)
+    clusters = [(index // 2,) for index in range(100)]
+    assert paired_loss(METRICS["accuracy"], truth, candidate, truth, clusters=clusters, resamples=300, seed=0).method == "groups"
+
+
+def test_bounds_of_means() -> None:
+    assert mean_lower_bound(np.ones(299), shares=True)[1] > 0.99
+    assert mean_lower_bound(np.ones(298), shares=True)[1] < 0.99
+    assert mean_lower_bound(np.ones(5)) == (1.0, 1.0)
+    assert mean_lower_bound([0.5]) == (0.5, -1.0)
+
+
+def test_similarity_uses_one_output_per_distinct_text() -> None:
+    data = Dataset("d", (Example(("a", "b"), 1.0), Example(("a", "c"), 0.0)), labelled=True, sha256="", separate_pairs=True)
+    assert data.texts() == ("a", "b", "c")
+    outputs = [{"sentence_embedding": np.array(vector)} for vector in ([1.0, 0.0], [2.0, 0.0], [0.0, 1.0])]
+    predictions, references = predictions_from_outputs("sentence-similarity", None, (), data, outputs)
+    assert predictions.tolist() == [1, 0]
+    assert references.tolist() == [1, 0]
+
+
+def test_the_first_token_of_a_word_gives_its_tag() -> None:
+    words = word_ids_from_offsets([(0, 4), (5, 9), (10, 12)], [(0, 0), (0, 2), (2, 4), (5, 9), (0, 0)])
+    assert words == [None, 0, 0, 1, None]
+    assert tags_of_words([0, 1, 0, 0, 1], words, 3, ("O", "B-PER")) == ("B-PER", "O", "O")
+
+
+def test_single_numbers_agree_by_their_order() -> None:
+    source = [{"logits": np.array([float(value)])} for value in (0, 1, 2)]
+    candidate = [{"logits": np.array([float(value)])} for value in (0, 20, 10)]
+    agreement = compare_outputs("text-ranking", source, candidate)
+    assert agreement.top1 is not None
+    assert agreement.top1.tolist() == [1, 0.5, 0.5]
+    assert agreement.kl is None
