@@ -1,0 +1,72 @@
+"""The real checkpoints answer as well as they should, in plain transformers: what every compiled artifact is judged against."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.real
+
+
+def test_minilm_ranks_document_pairs_like_people(minilm_checkpoint: Path, lee_pairs: Path) -> None:
+    import torch
+    from scipy.stats import spearmanr
+    from transformers import AutoModel, AutoTokenizer
+
+    with lee_pairs.open(encoding="utf-8", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    texts = sorted({row[column] for row in rows for column in ("text1", "text2")})
+    tokenizer = AutoTokenizer.from_pretrained(minilm_checkpoint)
+    model = AutoModel.from_pretrained(minilm_checkpoint).eval()
+    encoded = tokenizer(texts, padding=True, truncation=True, max_length=256, return_tensors="pt")
+    with torch.no_grad():
+        hidden = model(**encoded).last_hidden_state
+    mask = encoded["attention_mask"].unsqueeze(-1)
+    vectors = torch.nn.functional.normalize((hidden * mask).sum(dim=1) / mask.sum(dim=1), dim=-1)
+    position = {text: index for index, text in enumerate(texts)}
+    similarities = [float(vectors[position[row["text1"]]] @ vectors[position[row["text2"]]]) for row in rows]
+    correlation = spearmanr(similarities, [float(row["score"]) for row in rows]).statistic
+    assert len(rows) == 1225
+    assert correlation == pytest.approx(0.508, abs=0.01)
+
+
+def test_rampart_finds_the_generated_personal_data(rampart_checkpoint: Path, pii_sentences: Path) -> None:
+    import torch
+    from seqeval.metrics import f1_score
+    from transformers import AutoModelForTokenClassification, AutoTokenizer
+
+    examples = [json.loads(line) for line in pii_sentences.read_text(encoding="utf-8").splitlines()]
+    tokenizer = AutoTokenizer.from_pretrained(rampart_checkpoint)
+    model = AutoModelForTokenClassification.from_pretrained(rampart_checkpoint).eval()
+    predicted = []
+    for example in examples:
+        encoded = tokenizer(example["words"], is_split_into_words=True, return_tensors="pt")
+        with torch.no_grad():
+            label_ids = model(**encoded).logits[0].argmax(dim=-1).tolist()
+        owners = encoded.word_ids()
+        first_tokens = [owners.index(word) for word in range(len(example["words"]))]
+        predicted.append([model.config.id2label[label_ids[token]] for token in first_tokens])
+    assert len(examples) == 200
+    assert f1_score([example["tags"] for example in examples], predicted) > 0.95
+
+
+def test_sentiment_probe_beats_chance_by_far(sentiment_checkpoint: Path, movie_reviews_test: Path) -> None:
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    with movie_reviews_test.open(encoding="utf-8", newline="") as stream:
+        rows = sorted(csv.DictReader(stream), key=lambda row: len(row["text"]))
+    tokenizer = AutoTokenizer.from_pretrained(sentiment_checkpoint)
+    model = AutoModelForSequenceClassification.from_pretrained(sentiment_checkpoint).eval()
+    right = 0
+    for start in range(0, len(rows), 32):
+        batch = rows[start : start + 32]
+        encoded = tokenizer([row["text"] for row in batch], padding=True, truncation=True, max_length=128, return_tensors="pt")
+        with torch.no_grad():
+            label_ids = model(**encoded).logits.argmax(dim=-1).tolist()
+        right += sum(model.config.id2label[label] == row["label"] for label, row in zip(label_ids, batch, strict=True))
+    assert len(rows) == 1500
+    assert right / len(rows) == pytest.approx(0.758, abs=0.01)
