@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from hfaccel.evaluate.dataset import Dataset
-from hfaccel.evaluate.predictions import predictions_from_outputs, predictions_from_tags
+from hfaccel.evaluate.predictions import predictions_from_answers, predictions_from_outputs, word_ids_from_offsets
 from hfaccel.runtime.batching import pad
 from hfaccel.runtime.model import Model
 from hfaccel.runtime.tokenizer import Encoded
@@ -34,19 +34,27 @@ def evaluate(model: Model, dataset: Dataset) -> Evaluation:
     if not dataset.labelled:
         return Evaluation(outputs, [], [])
     if contract.task == "question-answering":
-        answers = [model({"question": example.text, "context": example.context})["answer"] for example in dataset.examples]
-        return Evaluation(outputs, answers, [example.answers for example in dataset.examples])
-    if contract.task == "token-classification":
-        words = [item.word_ids for item in encoded]
-        return Evaluation(outputs, *predictions_from_tags(contract.labels, dataset, outputs, words))
-    return Evaluation(outputs, *predictions_from_outputs(contract.task, contract.problem_type, contract.labels, dataset, outputs))
+        answers = [model({"question": str(item.text), "context": str(item.context)})["answer"] for item in dataset.examples]
+        return Evaluation(outputs, *predictions_from_answers(dataset, answers))
+    word_ids = _word_ids(dataset, encoded) if contract.task == "token-classification" else None
+    made = predictions_from_outputs(
+        contract.task, contract.problem_type, contract.labels, dataset, outputs, word_ids=word_ids
+    )
+    return Evaluation(outputs, *made)
 
 
 def encode_dataset(model: Model, dataset: Dataset) -> list[Encoded]:
-    """Token ids: of the words where words carry tags, else of every distinct text or pair."""
-    if dataset.labelled and model.contract.task == "token-classification":
-        return [model.tokenizer.encode_words(example.words or ()) for example in dataset.examples]
-    return model.tokenizer.encode(dataset.texts())
+    """Token ids: of every distinct text for sentence-similarity, else of every example."""
+    if model.contract.task == "sentence-similarity":
+        return model.tokenizer.encode(dataset.texts())
+    return model.tokenizer.encode([example.model_input for example in dataset.examples])
+
+
+def _word_ids(dataset: Dataset, encoded: Sequence[Encoded]) -> list[list[int | None]]:
+    """The tagged word of each token. Words are found by their characters: tagged words and the tokenizer's words differ."""
+    return [
+        word_ids_from_offsets(example.word_spans, item.offsets) for example, item in zip(dataset.examples, encoded, strict=True)
+    ]
 
 
 def smallest_batch_cosine(model: Model, encoded: Sequence[Encoded]) -> float:
