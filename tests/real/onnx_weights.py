@@ -1,7 +1,7 @@
 """Turn the initializers of a quantized ONNX graph back into a float state dict.
 
-A traced linear layer is ``MatMul`` + ``Add``: the bias keeps its name (``encoder.layer.0.intermediate.dense.bias``) while the weight
-gets a generated one, so the weight of a MatMul is named after the bias that is added to its product.
+A traced linear layer is ``MatMul`` + ``Add``: the bias keeps its name (``encoder.layer.0.intermediate.dense.bias``) while the
+weight gets a generated one, so the weight of a MatMul is named after the bias that is added to its product.
 """
 
 from __future__ import annotations

@@ -97,7 +97,7 @@ def read_wheel_member(wheel: Path, name: str) -> bytes:
 
 
 def extract_wheel_folder(wheel: Path, prefix: str, destination: Path, *, leave_out: frozenset[str] = frozenset()) -> None:
-    """Write the files below ``prefix`` (ends with a slash) into ``destination``; ``leave_out`` names its direct children to skip."""
+    """Write the files below ``prefix`` (with its slash) into ``destination``; ``leave_out`` names direct children to skip."""
     with zipfile.ZipFile(wheel) as archive:
         for name in archive.namelist():
             relative = name.removeprefix(prefix)

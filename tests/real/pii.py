@@ -17,7 +17,7 @@ TEMPLATES = (
     "My name is {GIVEN_NAME} {SURNAME} and I live at {BUILDING_NUMBER} {STREET_NAME} , {CITY} , {STATE} {ZIP_CODE} .",
     "Please send the invoice to {GIVEN_NAME} {SURNAME} at {EMAIL} before Friday .",
     "You can call me on {PHONE} or write to {EMAIL} .",
-    "Ship the parcel to {GIVEN_NAME} {SURNAME} , {BUILDING_NUMBER} {STREET_NAME} , {SECONDARY_ADDRESS} , {CITY} , {STATE} {ZIP_CODE} .",
+    "Ship it to {GIVEN_NAME} {SURNAME} , {BUILDING_NUMBER} {STREET_NAME} , {SECONDARY_ADDRESS} , {CITY} , {STATE} {ZIP_CODE} .",
     "{GIVEN_NAME} moved from {CITY} to {CITY} last year .",
     "The customer {GIVEN_NAME} {SURNAME} asked us to call back at {PHONE} .",
     "Hi {GIVEN_NAME} , thanks for meeting us in {CITY} yesterday .",

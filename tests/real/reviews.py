@@ -40,9 +40,7 @@ def parse_reviews(text: str) -> list[Review]:
     rows = [line.rstrip("\r").split("\t") for line in text.split("\n")]
     rated = [(float(row[1]), row[2]) for row in rows if len(row) == 3]
     return [
-        Review(sentence, "POSITIVE" if rating > 0 else "NEGATIVE")
-        for rating, sentence in rated
-        if abs(rating) >= SMALLEST_RATING
+        Review(sentence, "POSITIVE" if rating > 0 else "NEGATIVE") for rating, sentence in rated if abs(rating) >= SMALLEST_RATING
     ]
 
 

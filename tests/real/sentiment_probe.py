@@ -25,10 +25,12 @@ FloatArray = npt.NDArray[np.float32]
 
 
 def write_sentiment_probe(encoder: Path, train: Sequence[Review], destination: Path) -> None:
-    """Write a ``BertForSequenceClassification`` checkpoint: encoder as it is, pooler = whitening, classifier = logistic regression."""
+    """Write a ``BertForSequenceClassification`` checkpoint: encoder kept, pooler = whitening, head = logistic regression."""
     tokenizer = AutoTokenizer.from_pretrained(encoder)
     ids = dict(enumerate(LABELS))
-    config = BertConfig.from_pretrained(encoder, num_labels=len(LABELS), id2label=ids, label2id={name: key for key, name in ids.items()})
+    config = BertConfig.from_pretrained(
+        encoder, num_labels=len(LABELS), id2label=ids, label2id={name: key for key, name in ids.items()}
+    )
     model = BertForSequenceClassification.from_pretrained(encoder, config=config).eval()
     features = cls_features(model.bert, tokenizer, [review.text for review in train])
     mean, deviation = features.mean(axis=0), np.maximum(features.std(axis=0), SMALLEST_DEVIATION)
