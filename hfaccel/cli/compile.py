@@ -66,7 +66,7 @@ def compile_command(
     with printer.progress() as progress:
         result = compile_model(request, progress)
     manifest = result.manifest
-    printer.result({"output": str(result.folder), "up_to_date": result.up_to_date, "seconds": round(result.seconds, 2), **manifest})
+    printer.result({**manifest, "output": str(result.folder), "up_to_date": result.up_to_date, "seconds": round(result.seconds, 2)})
     header, rows = candidate_rows(manifest)
     printer.table(f"{manifest['source']['id']} on {manifest['target']['name']}", header, rows)
     for item in manifest["candidates"]:

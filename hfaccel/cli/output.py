@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from hfaccel.errors import HfaccelError
 
 
+LOG_WIDTH = 160
+"""Columns of tables in files and CI logs, where rich would assume 80."""
+
+
 class Output:
     """How one command talks: a result on stdout (table or JSON), everything else on stderr.
 
@@ -32,7 +36,9 @@ class Output:
         from rich.console import Console  # rich costs 50 ms, --help does without
 
         if stream not in self._consoles:
-            self._consoles[stream] = Console(stderr=stream == "err", highlight=False, soft_wrap=True)
+            terminal = (sys.stderr if stream == "err" else sys.stdout).isatty()
+            width = None if terminal else LOG_WIDTH
+            self._consoles[stream] = Console(stderr=stream == "err", highlight=False, soft_wrap=True, width=width)
         return self._consoles[stream]
 
     def result(self, data: Any) -> None:

@@ -91,8 +91,9 @@ def _is_token_wise(node: onnx_ir.Node) -> bool:
 
 
 def _is_per_token(value: onnx_ir.Value) -> bool:
-    """Whether a value is computed, of shape [batch, sequence, features] (so it is cut when a position is selected)."""
-    return value.const_value is None and value.shape is not None and len(value.shape) == 3 and isinstance(value.shape[2], int)
+    """Whether a value is computed, of shape [batch, sequence, features], and not cut to one position already."""
+    shape = value.shape
+    return value.const_value is None and shape is not None and len(shape) == 3 and isinstance(shape[2], int) and shape[1] != 1
 
 
 def _is_same_for_all_tokens(value: onnx_ir.Value) -> bool:
