@@ -226,8 +226,9 @@ def _set(values: dict[str, Any], origins: dict[str, str], path: str, value: Any,
             key: Any = int(part)
         elif isinstance(container, dict):
             key = part
-            if not last:
-                container.setdefault(key, {})
+            if not last and key not in container:
+                container[key] = {}
+                origins[here] = origin
         else:
             parent = ".".join(parts[:depth])
             raise RecipeError(f"'{parent}' is a single value and has no key '{part}'", where=f"{origin}: {here}")

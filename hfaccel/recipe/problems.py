@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -47,7 +47,21 @@ def join_problems(problems: Sequence[Problem], *, label: str) -> RecipeError:
 
 def validation_problems(error: ValidationError, origins: Mapping[str, str]) -> list[Problem]:
     """What pydantic found, in our words."""
-    return [_problem(detail, origins) for detail in error.errors()]
+    problems: list[Problem] = []
+    choices: dict[str, list[str]] = {}
+    for detail in error.errors():
+        # A value with alternatives (``Precision | "auto"``) fails once for each of them, under a path that names the alternative.
+        path = _path(detail)
+        if detail["type"] == "literal_error" and path in choices:
+            choices[path] += _choices(detail)
+            what, hint = _not_one_of(detail["input"], choices[path])
+            problems = [replace(item, what=what, hint=hint) if item.path == path else item for item in problems]
+            continue
+        if detail["type"] == "literal_error":
+            choices[path] = _choices(detail)
+        what, hint = _words(detail)
+        problems.append(Problem(origin_of(path, origins), path, what, hint))
+    return problems
 
 
 def recipe_problems(recipe: Recipe, origins: Mapping[str, str]) -> list[Problem]:
@@ -85,11 +99,18 @@ def origin_of(path: str, origins: Mapping[str, str]) -> str:
     return "recipe"
 
 
-def _problem(detail: ErrorDetails, origins: Mapping[str, str]) -> Problem:
-    location = detail["loc"]
-    path = ".".join(str(part) for part in location)
-    what, hint = _words(detail)
-    return Problem(origin_of(path, origins), path, what, hint)
+def _path(detail: ErrorDetails) -> str:
+    return ".".join(str(part) for part in detail["loc"] if not str(part).startswith("literal["))
+
+
+def _choices(detail: ErrorDetails) -> list[str]:
+    return re.findall(r"[^\s',]+", re.sub(r" or ", ", ", str(detail["ctx"]["expected"])))
+
+
+def _not_one_of(value: Any, choices: list[str]) -> tuple[str, str]:
+    hint = did_you_mean(value, choices) if isinstance(value, str) else ""
+    named = f"'{value}'" if isinstance(value, str) else _short(value)
+    return f"{named} is not one of {', '.join(choices)}", hint if hint.startswith("did") else ""
 
 
 def _words(detail: ErrorDetails) -> tuple[str, str]:
@@ -101,11 +122,7 @@ def _words(detail: ErrorDetails) -> tuple[str, str]:
         case "missing":
             return "the value is missing", "state it here or extend a recipe that does (extends: encoder)"
         case "literal_error":
-            expected = str(detail["ctx"]["expected"])
-            choices = re.findall(r"'([^']*)'", expected)
-            if isinstance(value, str) and choices:
-                return f"'{value}' is not one of {', '.join(choices)}", did_you_mean(value, choices)
-            return f"{value!r} is not one of {expected.replace(' or ', ', ')}", ""
+            return _not_one_of(value, _choices(detail))
         case _:
             message = detail["msg"]
             return f"{message[:1].lower()}{message[1:]}, got {_short(value)}", ""

@@ -31,7 +31,7 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.events.AliasEvent):
-            event = self.peek_event()
+            event = self.peek_event()  # type: ignore[no-untyped-call]
             raise yaml.constructor.ConstructorError(None, None, "aliases (*name) are not allowed in recipes", event.start_mark)
         return super().compose_node(parent, index)
 
@@ -100,4 +100,4 @@ def _convert(loader: _Loader, node: yaml.Node, path: str, label: str, lines: dic
             lines[item_path] = item.start_mark.line + 1
             items.append(_convert(loader, item, item_path, label, lines))
         return items
-    return loader.construct_object(node, deep=True)  # type: ignore[no-untyped-call]
+    return loader.construct_object(node, deep=True)
