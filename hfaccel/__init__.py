@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hfaccel.api import compile
+    from hfaccel.api import compile  # noqa: A004 - the design's public name
     from hfaccel.runtime.load import load
 
 __version__ = "0.1.0"
@@ -22,7 +22,7 @@ def __getattr__(name: str) -> Any:
 
         return load
     if name == "compile":
-        from hfaccel.api import compile
+        from hfaccel.api import compile  # noqa: A004
 
         return compile
     raise AttributeError(f"module 'hfaccel' has no attribute {name!r}")

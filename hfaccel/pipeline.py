@@ -63,7 +63,9 @@ def compile_model(request: CompileRequest, progress: Progress) -> CompileResult:
         return CompileResult(request.output, existing, True, time.monotonic() - started)
     if request.output.is_dir() and any(request.output.iterdir()) and not request.force:
         raise SettingsError(
-            "the output folder holds another artifact; it is left alone", where=str(request.output), hint="replace it with --force"
+            "the output folder holds another artifact; it is left alone",
+            where=str(request.output),
+            hint="replace it with --force",
         )
     progress.step("writing the artifact and opening it in a fresh process")
     with atomic_folder(request.output, replace=True) as temporary:
@@ -91,7 +93,9 @@ def _run_stages(plan: Plan, progress: Progress) -> tuple[dict[StageName, Artifac
     for module, wanted in stages_of(plan):
         stage = cast("Stage", module)
         if not wanted:
-            records.append({"stage": stage.NAME, "status": "skipped", "key": f"skipped-{stage.NAME}", "seconds": 0.0, "metrics": {}})
+            records.append(
+                {"stage": stage.NAME, "status": "skipped", "key": f"skipped-{stage.NAME}", "seconds": 0.0, "metrics": {}}
+            )
             continue
         context = StageContext(
             workdir=Path(),
@@ -208,7 +212,9 @@ def _check_contract(stage: Stage, record: Mapping[str, Any], plan: Plan, progres
     missed = record["metrics"].get("contract_missed", []) if stage.NAME == "fuse" else []
     if missed and plan.request.strict:
         raise GateError(
-            "; ".join(missed), where="fusion contract", hint="without --strict this is a warning; or correct fuse.contract in the recipe"
+            "; ".join(missed),
+            where="fusion contract",
+            hint="without --strict this is a warning; or correct fuse.contract in the recipe",
         )
     for line in missed:
         progress.warn(f"fusion contract: {line}")

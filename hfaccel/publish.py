@@ -28,7 +28,13 @@ NOT_PUBLISHED = frozenset({PARITY_FILE, "model.onnx", "model.onnx.data"})
 
 
 def write_output(
-    folder: Path, plan: Plan, artifacts: Mapping[StageName, Artifact], records: Sequence[Mapping[str, Any]], *, key: str, seconds: float
+    folder: Path,
+    plan: Plan,
+    artifacts: Mapping[StageName, Artifact],
+    records: Sequence[Mapping[str, Any]],
+    *,
+    key: str,
+    seconds: float,
 ) -> dict[str, Any]:
     """Fill ``folder`` with graph, tokenizer, golden answers, report and manifest; returns the manifest."""
     final = artifacts["accuracy"]

@@ -10,8 +10,16 @@ Manifest = Mapping[str, Any]
 
 def candidate_rows(manifest: Manifest) -> tuple[list[str], list[list[str]]]:
     """The table of what was tried: header and rows, best first, as the terminal and the report show it."""
-    points = next((timings for item in manifest["candidates"] if (timings := item["timings"])), [])
-    header = ["candidate", "MB", *(f"{timing['point']} ms" for timing in points), "speed-up", "loss (95 % bound)", "cosine", "outcome"]
+    points: list[Mapping[str, Any]] = next((timings for item in manifest["candidates"] if (timings := item["timings"])), [])
+    header = [
+        "candidate",
+        "MB",
+        *(f"{timing['point']} ms" for timing in points),
+        "speed-up",
+        "loss (95 % bound)",
+        "cosine",
+        "outcome",
+    ]
     rows = []
     for item in manifest["candidates"]:
         times = [f"{timing['candidate_ms']:.2f}{'' if timing['stable'] else ' (not stable)'}" for timing in item["timings"]]
@@ -62,7 +70,10 @@ def report_text(manifest: Manifest) -> str:
     lines += markdown_table(["stage", "status", "seconds"], stages)
     lines += ["", "## Environment", ""]
     lines += markdown_table(["what", "which"], [[str(key), str(value)] for key, value in manifest["host"].items()])
-    lines += [""] + markdown_table(["library", "version"], [[key, str(value)] for key, value in manifest["versions"].items() if value])
+    lines += [
+        "",
+        *markdown_table(["library", "version"], [[key, str(value)] for key, value in manifest["versions"].items() if value]),
+    ]
     return "\n".join(lines) + "\n"
 
 

@@ -122,7 +122,9 @@ def prepare(request: CompileRequest) -> Plan:
         attempt(lambda: _check_resources(request, source))
     if problems:
         _raise_together(problems)
-    assert source is not None and recipe is not None and resolved is not None and target is not None and data is not None  # no problems
+    assert (
+        source is not None and recipe is not None and resolved is not None and target is not None and data is not None
+    )  # no problems
     dataset, calibration, digest = data
     return Plan(request, source, recipe, resolved, target[0], target[1], dataset, calibration, digest, tuple(notices))
 
@@ -181,9 +183,7 @@ def _load_data(request: CompileRequest, source: SourceModel, recipe: Recipe) -> 
 
     dataset = load(request.data, recipe.accuracy.max_examples) if request.data else None
     if request.calibration:
-        texts = load_dataset(
-            request.calibration, task="feature-extraction", columns={}, labels=(), max_examples=count, seed=seed
-        )
+        texts = load_dataset(request.calibration, task="feature-extraction", columns={}, labels=(), max_examples=count, seed=seed)
         return dataset, texts.texts(), texts.sha256
     if dataset is None:
         return None, (), ""

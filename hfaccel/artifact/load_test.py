@@ -42,7 +42,9 @@ def load_test(folder: Path) -> None:
     process = subprocess.run(command, capture_output=True, text=True, check=False, timeout=TIMEOUT_S)
     if process.returncode != 0:
         last = (process.stderr.strip().splitlines() or ["no output"])[-1]
-        raise IntegrityError(f"the finished folder does not open: {last}", where="load test", hint="report this with the output of --debug")
+        raise IntegrityError(
+            f"the finished folder does not open: {last}", where="load test", hint="report this with the output of --debug"
+        )
     answer = json.loads(process.stdout.strip().splitlines()[-1])
     if answer["heavy"]:
         raise IntegrityError(f"the run time imported {', '.join(answer['heavy'])}", where="load test")

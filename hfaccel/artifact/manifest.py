@@ -24,10 +24,14 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise IntegrityError(
-            f"no {FILE_NAME} here: this is not a compiled artifact", where=str(folder), hint="make one with: hfaccel compile MODEL -o OUT"
+            f"no {FILE_NAME} here: this is not a compiled artifact",
+            where=str(folder),
+            hint="make one with: hfaccel compile MODEL -o OUT",
         ) from error
     except (OSError, ValueError) as error:
-        raise IntegrityError(f"the manifest cannot be read: {error}", where=str(path), hint="compile again with --force") from error
+        raise IntegrityError(
+            f"the manifest cannot be read: {error}", where=str(path), hint="compile again with --force"
+        ) from error
     if not isinstance(data, dict) or not isinstance(data.get("format_revision"), int):
         raise IntegrityError("the manifest has no format_revision", where=str(path), hint="compile again with --force")
     if data["format_revision"] > FORMAT_REVISION:

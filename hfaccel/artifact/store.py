@@ -29,7 +29,9 @@ def disk_errors(where: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise ResourceError("the disk is full", where=str(where), hint="free space, or point -o and HFACCEL_CACHE elsewhere") from error
+            raise ResourceError(
+                "the disk is full", where=str(where), hint="free space, or point -o and HFACCEL_CACHE elsewhere"
+            ) from error
         if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
             raise SettingsError(
                 f"cannot write here: {error.strerror}", where=str(where), hint="choose a folder that you may write to"

@@ -68,5 +68,7 @@ def _unexpected(error: Exception, output: Output, *, debug: bool) -> None:
     if debug:
         traceback.print_exc()
     what = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
-    output.error(HfaccelError(f"unexpected {type(error).__name__}: {what}", hint="run again with --debug and report the traceback"))
+    output.error(
+        HfaccelError(f"unexpected {type(error).__name__}: {what}", hint="run again with --debug and report the traceback")
+    )
     sys.exit(ExitCode.UNEXPECTED)

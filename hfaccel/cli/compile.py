@@ -66,11 +66,15 @@ def compile_command(
     with printer.progress() as progress:
         result = compile_model(request, progress)
     manifest = result.manifest
-    printer.result({**manifest, "output": str(result.folder), "up_to_date": result.up_to_date, "seconds": round(result.seconds, 2)})
+    printer.result(
+        {**manifest, "output": str(result.folder), "up_to_date": result.up_to_date, "seconds": round(result.seconds, 2)}
+    )
     header, rows = candidate_rows(manifest)
     printer.table(f"{manifest['source']['id']} on {manifest['target']['name']}", header, rows)
     for item in manifest["candidates"]:
         if item["reason"] not in (None, "not-better-than-chosen"):
             printer.line(f"dropped {item['name']}: {item['reason']}. {item['detail']}")
     state = "is up to date" if result.up_to_date else "written"
-    printer.line(f"{result.folder} {state}: {manifest['chosen']} ({manifest['precision']}), {result.seconds:.1f} s. Report: report.md in it.")
+    printer.line(
+        f"{result.folder} {state}: {manifest['chosen']} ({manifest['precision']}), {result.seconds:.1f} s. Report: report.md in it."
+    )

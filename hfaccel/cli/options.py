@@ -16,7 +16,9 @@ Task = Annotated[str | None, typer.Option(help="Task, where the checkpoint does 
 Revision = Annotated[str | None, typer.Option(help="Revision of a hub id: branch, tag or commit.")]
 Target = Annotated[str, typer.Option(help="Where it will run; 'auto' is this host. See: hfaccel targets")]
 RecipeName = Annotated[str | None, typer.Option("--recipe", help="Recipe name or file; chosen by architecture if not given.")]
-Overrides = Annotated[list[str] | None, typer.Option("--set", help="Recipe value, e.g. --set quantize.weight_bits=7 (repeatable).")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", help="Recipe value, e.g. --set quantize.weight_bits=7 (repeatable).")
+]
 Data = Annotated[str | None, typer.Option(help="Evaluation data: CSV, TSV, JSONL, Parquet, text file, or a datasets name.")]
 Calibration = Annotated[str | None, typer.Option(help="Texts for calibration; by default texts of --data, never their labels.")]
 Columns = Annotated[list[str] | None, typer.Option("--column", help="Column of a role, e.g. --column text=body (repeatable).")]
@@ -33,7 +35,9 @@ Pickle = Annotated[bool, typer.Option("--allow-pickle", help="Load pickle weight
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 
 
-def recipe_settings(*, max_loss: str | None, objective: str | None, workload: str | None, precision: str | None) -> dict[str, Any]:
+def recipe_settings(
+    *, max_loss: str | None, objective: str | None, workload: str | None, precision: str | None
+) -> dict[str, Any]:
     """Dotted recipe paths that the options set; options not given are left to the recipe."""
     settings: dict[str, Any] = {}
     if max_loss is not None:

@@ -92,9 +92,7 @@ class Output:
     def error(self, error: HfaccelError) -> None:
         """The one way an error reaches the user; with ``--json`` also as a JSON document on stdout."""
         if self.as_json:
-            self.result(
-                {"error": {"code": int(error.exit_code), "what": error.what, "where": error.where, "hint": error.hint}}
-            )
+            self.result({"error": {"code": int(error.exit_code), "what": error.what, "where": error.where, "hint": error.hint}})
         console = self._console("err")
         console.print(f"error: {error.where + ': ' if error.where else ''}{error.what}", style="bold red", markup=False)
         if error.hint:

@@ -60,5 +60,8 @@ def plan(
         "notices": list(made.notices),
     }
     printer.result(summary)
-    rows = [[key.replace("_", " "), ", ".join(map(str, value)) if isinstance(value, list) else str(value)] for key, value in summary.items()]
+    rows = [
+        [key.replace("_", " "), ", ".join(map(str, value)) if isinstance(value, list) else str(value)]
+        for key, value in summary.items()
+    ]
     printer.table(f"plan for {made.source.id}", ["what", "value"], rows)

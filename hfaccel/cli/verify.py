@@ -27,7 +27,9 @@ def verify(
     printer = Output(as_json=json)
     problems = verify_files(artifact)
     if problems:
-        raise IntegrityError("; ".join(problems), where=str(artifact), hint="copy the folder again, or compile again with --force")
+        raise IntegrityError(
+            "; ".join(problems), where=str(artifact), hint="copy the folder again, or compile again with --force"
+        )
     if golden:
         load_test(artifact)
     count = len(read_manifest(artifact)["files"])

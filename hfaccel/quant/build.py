@@ -46,9 +46,7 @@ class BuiltCandidate:
     split_neurons: tuple[str, ...]
 
 
-def build_candidate(
-    rung: Rung, graph: Path, batches: Sequence[Feeds], *, weight_bits: int, folder: Path
-) -> BuiltCandidate:
+def build_candidate(rung: Rung, graph: Path, batches: Sequence[Feeds], *, weight_bits: int, folder: Path) -> BuiltCandidate:
     """Quantize one float graph as a rung of the ladder says.
 
     Args:

@@ -63,9 +63,10 @@ def split_outlier_neurons(model: onnx_ir.Model, statistics: Mapping[str, Activat
     kept: list[str] = []
     for block in feed_forward_blocks(model):
         value = block.down.inputs[0]
-        if value is None or value.name not in statistics:
+        known = statistics.get(value.name or "") if value is not None else None
+        if known is None:
             continue
-        channel_abs_max = statistics[value.name].channel_abs_max
+        channel_abs_max = known.channel_abs_max
         if len(channel_abs_max) <= 2 * count:
             continue
         outliers = np.sort(np.argsort(-channel_abs_max)[:count])
@@ -92,11 +93,13 @@ def _split(model: onnx_ir.Model, block: FeedForward, outliers: np.ndarray) -> tu
     up = onnx_ir.node("MatMul", [block.up.inputs[0], small[0]], name=f"{name}_outlier_up")
     add = onnx_ir.node("Add", [up.outputs[0], small[1]], name=f"{name}_outlier_bias_add")
     attributes = dict(block.activation.attributes)
-    activation = onnx_ir.node(block.activation.op_type, [add.outputs[0]], attributes=attributes, name=f"{name}_outlier_activation")
+    activation = onnx_ir.node(
+        block.activation.op_type, [add.outputs[0]], attributes=attributes, name=f"{name}_outlier_activation"
+    )
     down = onnx_ir.node("MatMul", [activation.outputs[0], small[2]], name=f"{name}_outlier_down")
     total = onnx_ir.node("Add", [result, down.outputs[0]], name=f"{name}_with_outliers")
     for node in (up, add, activation, down, total):
-        node.outputs[0].name, node.outputs[0].dtype = f"{node.name}_value", result.dtype
+        node.outputs[0].name, node.outputs[0].type = f"{node.name}_value", result.type
     total.outputs[0].shape = result.shape
     model.graph.insert_after(block.down, [up, add, activation, down, total])
     for reader, position in readers:

@@ -40,6 +40,8 @@ def new_initializer(model: onnx_ir.Model, name: str, array: object) -> onnx_ir.V
     import onnx_ir
 
     tensor = onnx_ir.tensor(np.ascontiguousarray(array), name=name)
-    value = onnx_ir.Value(name=name, const_value=tensor, shape=onnx_ir.Shape(tensor.shape), type=onnx_ir.TensorType(tensor.dtype))
+    value = onnx_ir.Value(
+        name=name, const_value=tensor, shape=onnx_ir.Shape(list(tensor.shape.numpy())), type=onnx_ir.TensorType(tensor.dtype)
+    )
     model.graph.register_initializer(value)
     return value

@@ -49,7 +49,8 @@ def smooth_activations(
         scale = smoothing_scale(statistics[name].channel_abs_max, weights, alpha)
         factor = new_initializer(model, f"{name}_smoothing", (1.0 / scale).astype(np.float32))
         product = onnx_ir.node("Mul", [activation, factor], num_outputs=1, name=f"{name}_smoothed")
-        product.outputs[0].name, product.outputs[0].shape, product.outputs[0].dtype = f"{name}_smoothed", activation.shape, activation.dtype
+        output = product.outputs[0]
+        output.name, output.shape, output.type = f"{name}_smoothed", activation.shape, activation.type
         model.graph.insert_before(matmuls[0], product)
         for node, weight in zip(matmuls, weights, strict=True):
             node.replace_input_with(0, product.outputs[0])

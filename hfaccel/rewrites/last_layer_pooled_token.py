@@ -127,7 +127,7 @@ def _first_position(model: onnx_ir.Model, value: onnx_ir.Value, *, before: onnx_
     inputs = [value, constant("start", 0), constant("end", 1), constant("axis", 1)]
     node = onnx_ir.node("Slice", inputs, num_outputs=1, name=f"{value.name}_first_position")
     output = node.outputs[0]
-    output.name, output.dtype = f"{value.name}_first_position", value.dtype
+    output.name, output.type = f"{value.name}_first_position", value.type
     output.shape = _one_position(value.shape) if value.shape is not None else None
     producer = value.producer()
     if producer is not None:

@@ -37,9 +37,7 @@ def evaluate(model: Model, dataset: Dataset) -> Evaluation:
         answers = [model({"question": str(item.text), "context": str(item.context)})["answer"] for item in dataset.examples]
         return Evaluation(outputs, *predictions_from_answers(dataset, answers))
     word_ids = _word_ids(dataset, encoded) if contract.task == "token-classification" else None
-    made = predictions_from_outputs(
-        contract.task, contract.problem_type, contract.labels, dataset, outputs, word_ids=word_ids
-    )
+    made = predictions_from_outputs(contract.task, contract.problem_type, contract.labels, dataset, outputs, word_ids=word_ids)
     return Evaluation(outputs, *made)
 
 

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 from hfaccel.artifact.artifact import Artifact, record_files
 from hfaccel.errors import ExportError, GateError, HfaccelError
 from hfaccel.evaluate import parity
+from hfaccel.rewrites.graphs import GRAPH_NAME, save_graph
 from hfaccel.runtime.session import GraphSession
 from hfaccel.source.contract import build_contract
 from hfaccel.source.text import write_tokenizer
 from hfaccel.source.torch_model import TorchRunner, load_torch_model
 from hfaccel.stages.base import StageContext, StageName, StageResult
 from hfaccel.stages.exporters import EXPORTERS, quiet_exporters
-from hfaccel.rewrites.graphs import GRAPH_NAME, save_graph
 
 if TYPE_CHECKING:
     import torch

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from hfaccel.artifact.artifact import Artifact, record_files
 from hfaccel.recipe.formula import evaluate_formula
+from hfaccel.rewrites.graphs import GRAPH_NAME, load_graph, operator_counts, save_graph
 from hfaccel.stages.base import StageContext, StageName, StageResult
 from hfaccel.stages.exporters import quiet_exporters
-from hfaccel.rewrites.graphs import GRAPH_NAME, load_graph, operator_counts, save_graph
 
 if TYPE_CHECKING:
     import onnx_ir

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from hfaccel.artifact.artifact import Artifact, record_files
 from hfaccel.rewrites import CLEANUPS, REWRITES
-from hfaccel.stages.base import StageContext, StageName, StageResult
 from hfaccel.rewrites.graphs import GRAPH_NAME, load_graph, operator_counts, save_graph, structure_digest
+from hfaccel.stages.base import StageContext, StageName, StageResult
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -36,20 +36,25 @@ def run(artifact: Artifact | None, ctx: StageContext) -> StageResult:
     model = load_graph(artifact.graph_path)
     before, nodes_before = structure_digest(model), len(model.graph)
     changes = _clean_up(model, ctx.recipe.optimize)
-    for name in ctx.recipe.optimize.rewrites:
-        changes[name] = REWRITES[name](model)
+    for rewrite in ctx.recipe.optimize.rewrites:
+        changes[rewrite] = REWRITES[rewrite](model)
     if any(changes[name] for name in ctx.recipe.optimize.rewrites):
         for name, count in _clean_up(model, ctx.recipe.optimize).items():
             changes[name] = changes.get(name, 0) + count
     save_graph(model, ctx.workdir)
     made = Artifact(ctx.workdir, GRAPH_NAME, artifact.precision, artifact.contract, record_files(ctx.workdir))
-    metrics = {"changes": changes, "nodes_before": nodes_before, "nodes_after": len(model.graph), "operators": operator_counts(model)}
+    metrics = {
+        "changes": changes,
+        "nodes_before": nodes_before,
+        "nodes_after": len(model.graph),
+        "operators": operator_counts(model),
+    }
     return StageResult(made, structure_digest(model) != before or changes.get("name_symbols", 0) > 0, metrics)
 
 
 def _clean_up(model: onnx_ir.Model, section: OptimizeSection) -> dict[str, int]:
     """Apply the clean-ups in order until a whole round changes nothing (at most ``max_rounds`` rounds)."""
-    changes: dict[str, int] = {name: 0 for name in section.cleanups}
+    changes: dict[str, int] = dict.fromkeys(section.cleanups, 0)
     for _ in range(section.max_rounds):
         counts = {name: CLEANUPS[name](model) for name in section.cleanups}
         for name, count in counts.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import shutil
 from collections.abc import Mapping, Sequence
@@ -156,7 +157,7 @@ def _time(parent: Path, candidate: Path, session: SessionSettings, ctx: StageCon
     results = []
     for point in parse_workload(ctx.recipe.measure.workload):
         feeds = make_feeds(point, runners["parent"].input_names, vocabulary_size=vocabulary_size, seed=ctx.recipe.seed)
-        calls = {name: (lambda runner=runner: _call(runner, feeds)) for name, runner in runners.items()}
+        calls = {name: functools.partial(_call, runner, feeds) for name, runner in runners.items()}
         timings = interleaved(calls, seconds=ctx.recipe.measure.seconds_per_point, pause_s=PAUSE_S)
         result = compare(timings["parent"], timings["candidate"])
         results.append(
@@ -173,7 +174,9 @@ def _call(runner: GraphSession, feeds: Feeds) -> None:
 
 def _is_finite(runner: GraphSession, ctx: StageContext) -> bool:
     point = parse_workload("2x16")[0]
-    feeds = make_feeds(point, runner.input_names, vocabulary_size=int(ctx.source.config.get("vocab_size", 2)), seed=ctx.recipe.seed)
+    feeds = make_feeds(
+        point, runner.input_names, vocabulary_size=int(ctx.source.config.get("vocab_size", 2)), seed=ctx.recipe.seed
+    )
     return all(bool(np.isfinite(output).all()) for output in runner.run(feeds).values())
 
 

@@ -1,0 +1,152 @@
+"""From argv to a folder, as a user runs it: a tiny random BERT, real processes, real exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"word{number}" for number in range(95))]
+FAST = ("--workload", "1x8", "--set", "measure.seconds_per_point=0.05")
+
+
+def hfaccel(*arguments: str | Path, cache: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HFACCEL_CACHE": str(cache)}
+    command = [sys.executable, "-m", "hfaccel", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import BertConfig, BertForSequenceClassification
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("source") / "tiny"
+    config = BertConfig(
+        vocab_size=len(WORDS),
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=128,
+        max_position_embeddings=64,
+        id2label={0: "NO", 1: "YES"},
+    )
+    BertForSequenceClassification(config).save_pretrained(folder)
+    tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    tokenizer.add_special_tokens(WORDS[:5])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "[PAD]", "model_max_length": 64}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "reviews.csv"
+    rows = [f"word{n % 95} word{(n * 7) % 95} word{(n * 13) % 95},{'YES' if n % 2 else 'NO'}" for n in range(60)]
+    path.write_text("text,label\n" + "\n".join(rows) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def compiled(checkpoint: Path, data: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("output") / "tiny"
+    process = hfaccel("compile", checkpoint, "-o", output, "--data", data, "--json", *FAST, cache=cache)
+    assert process.returncode == 0, process.stderr
+    manifest = json.loads(process.stdout)
+    assert manifest["up_to_date"] is False
+    assert [record["stage"] for record in manifest["stages"]] == ["export", "optimize", "fuse", "quantize", "accuracy"]
+    return output
+
+
+def test_artifact_holds_what_the_design_lists(compiled: Path) -> None:
+    names = {path.name for path in compiled.iterdir()}
+    assert {"manifest.json", "model.onnx", "config.json", "tokenizer.json", "golden", "report.md", "README.md"} <= names
+    manifest = json.loads((compiled / "manifest.json").read_text(encoding="utf-8"))
+    dropped = [candidate for candidate in manifest["candidates"] if candidate["detail"] != "chosen"]
+    assert all(candidate["reason"] and candidate["detail"] for candidate in dropped)
+    assert manifest["recipe_origins"]["measure.seconds_per_point"] == "--set"
+
+
+def test_second_run_takes_every_stage_from_the_cache(checkpoint: Path, data: Path, cache: Path, compiled: Path) -> None:
+    before = (compiled / "manifest.json").stat().st_mtime_ns
+    process = hfaccel("compile", checkpoint, "-o", compiled, "--data", data, *FAST, cache=cache)
+    assert process.returncode == 0, process.stderr
+    assert process.stderr.count("unchanged, from the cache") == 5
+    assert "is up to date" in process.stdout
+    assert (compiled / "manifest.json").stat().st_mtime_ns == before
+
+
+def test_another_setting_reruns_only_what_follows_it(
+    checkpoint: Path, data: Path, cache: Path, compiled: Path, tmp_path: Path
+) -> None:
+    process = hfaccel("compile", checkpoint, "-o", tmp_path / "b", "--data", data, "--max-loss", "50%", *FAST, cache=cache)
+    assert process.returncode == 0, process.stderr
+    assert process.stderr.count("unchanged, from the cache") == 4
+
+
+def test_existing_output_is_left_alone_without_force(checkpoint: Path, cache: Path, compiled: Path) -> None:
+    before = (compiled / "manifest.json").read_bytes()
+    process = hfaccel("compile", checkpoint, "-o", compiled, "--precision", "fp32", *FAST, cache=cache)
+    assert process.returncode == 3
+    assert "replace it with --force" in process.stderr
+    assert (compiled / "manifest.json").read_bytes() == before
+
+
+def test_run_answers_like_transformers(checkpoint: Path, compiled: Path, cache: Path) -> None:
+    from transformers import pipeline
+
+    process = hfaccel("run", compiled, "word1 word2 word3", "--json", cache=cache)
+    assert process.returncode == 0, process.stderr
+    answer = json.loads(process.stdout)
+    expected = pipeline("text-classification", model=str(checkpoint))("word1 word2 word3")[0]
+    assert expected["label"] in json.dumps(answer)
+
+
+def test_verify_names_the_file_with_the_flipped_byte(compiled: Path, cache: Path, tmp_path: Path) -> None:
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(compiled, copy)
+    assert hfaccel("verify", copy, cache=cache).returncode == 0
+    content = bytearray((copy / "model.onnx").read_bytes())
+    content[len(content) // 2] ^= 1
+    (copy / "model.onnx").write_bytes(bytes(content))
+    process = hfaccel("verify", copy, cache=cache)
+    assert process.returncode == 9
+    assert "model.onnx: content changed" in process.stderr
+
+
+def test_inspect_prints_the_manifest(compiled: Path, cache: Path) -> None:
+    process = hfaccel("inspect", compiled, "--json", cache=cache)
+    assert json.loads(process.stdout) == json.loads((compiled / "manifest.json").read_text(encoding="utf-8"))
+    assert "model.onnx" not in hfaccel("inspect", compiled, cache=cache).stderr
+
+
+def test_static_is_refused_without_calibration_data(checkpoint: Path, cache: Path, tmp_path: Path) -> None:
+    process = hfaccel("compile", checkpoint, "-o", tmp_path / "c", *FAST, "--json", cache=cache)
+    assert process.returncode == 0, process.stderr
+    reasons = {item["name"]: item["reason"] for item in json.loads(process.stdout)["candidates"]}
+    assert reasons["static"] == "needs-calibration-data"
+    assert "packaged multilingual sample" in process.stderr
+
+
+def test_plan_loads_no_weights(checkpoint: Path, cache: Path, tmp_path: Path) -> None:
+    process = hfaccel("plan", checkpoint, "-o", tmp_path / "d", "--json", cache=cache)
+    assert process.returncode == 0, process.stderr
+    plan = json.loads(process.stdout)
+    assert plan["task"] == "text-classification"
+    assert not (tmp_path / "d").exists()
