@@ -23,7 +23,9 @@ def evaluate_formula(text: str, config: Mapping[str, Any]) -> int:
     Raises:
         RecipeError: not a formula, a name that the config does not have as a whole number, or a division by zero.
     """
-    return _evaluate(_parse(text), text, config)
+    expression = _parse(text)
+    _check(expression, text)
+    return _evaluate(expression, text, config)
 
 
 def check_formula(text: str) -> None:
@@ -60,17 +62,16 @@ def _check(node: ast.expr, text: str) -> None:
 
 
 def _evaluate(node: ast.expr, text: str, config: Mapping[str, Any]) -> int:
+    """The value of an expression that :func:`_check` has let pass."""
     match node:
         case ast.BinOp(left=left, op=operator, right=right):
             return _apply(operator, _evaluate(left, text, config), _evaluate(right, text, config), text)
-        case ast.UnaryOp(op=ast.USub(), operand=operand):
+        case ast.UnaryOp(operand=operand):
             return -_evaluate(operand, text, config)
-        case ast.Constant(value=value) if type(value) is int:
-            return value
         case ast.Name(id=name):
             return _look_up(name, text, config)
         case _:
-            raise RecipeError(f"'{ast.unparse(node)}' is not allowed in the formula '{text}'", hint=_ALLOWED)
+            return int(ast.literal_eval(node))
 
 
 def _apply(operator: ast.operator, left: int, right: int, text: str) -> int:
@@ -81,12 +82,10 @@ def _apply(operator: ast.operator, left: int, right: int, text: str) -> int:
             return left - right
         case ast.Mult():
             return left * right
-        case ast.FloorDiv():
+        case _:
             if right == 0:
                 raise RecipeError(f"the formula '{text}' divides by zero")
             return left // right
-        case _:
-            raise RecipeError(f"the operator {type(operator).__name__} is not allowed in the formula '{text}'", hint=_ALLOWED)
 
 
 def _look_up(name: str, text: str, config: Mapping[str, Any]) -> int:

@@ -61,7 +61,7 @@ def parse_yaml(text: str, *, label: str) -> YamlDocument:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise RecipeError(f"not valid YAML: {error.problem}", where=f"{label}:{line}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise RecipeError(f"not valid YAML: {error}", where=label) from None
     finally:
         loader.dispose()
@@ -74,10 +74,15 @@ def parse_value(text: str) -> Any:
     Raises:
         yaml.YAMLError: the text is not YAML.
     """
-    return yaml.load(text, Loader=_Loader)
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except (ValueError, RecursionError) as error:  # a date that does not exist; brackets nested too deeply
+        raise yaml.YAMLError(str(error)) from None
 
 
 def _convert(loader: _Loader, node: yaml.Node, path: str, label: str, lines: dict[str, int]) -> Any:
+    if isinstance(node, yaml.CollectionNode) and node.tag not in ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"):
+        raise RecipeError(f"the tag '{node.tag}' is not allowed in recipes", where=f"{label}:{node.start_mark.line + 1}")
     if isinstance(node, yaml.MappingNode):
         result: dict[str, Any] = {}
         for key_node, value_node in node.value:

@@ -164,13 +164,14 @@ def test_file_must_state_its_name(tmp_path: Path) -> None:
     ("text", "expected"),
     [
         ("name: a\nseed: 1\nseed: 2\n", "{file}:3: seed: the key 'seed' stands twice (first in line 2)"),
+        ("name: a\nseed: 2026-13-01\n", "{file}: not valid YAML: month must be in 1..12"),
         ("- a\n", "{file}:1: a recipe must be a mapping of keys to values (start with: name: ...)"),
         ("", "{file}:1: a recipe must be a mapping of keys to values (start with: name: ...)"),
         ("name: a\n1: b\n", "{file}:2: keys must be text (quote the key)"),
         ("name: &x a\ndescription: *x\n", "{file}:2: not valid YAML: aliases (*name) are not allowed in recipes"),
         (
             "name: !!python/object/apply:os.getcwd []\n",
-            "{file}:1: not valid YAML: could not determine a constructor for the tag 'tag:yaml.org,2002:python/object/apply:os.getcwd'",
+            "{file}:1: the tag 'tag:yaml.org,2002:python/object/apply:os.getcwd' is not allowed in recipes",
         ),
     ],
 )
