@@ -46,21 +46,35 @@ class BuiltCandidate:
     split_neurons: tuple[str, ...]
 
 
-def build_candidate(rung: Rung, graph: Path, batches: Sequence[Feeds], *, weight_bits: int, folder: Path) -> BuiltCandidate:
+def gather_statistics(graph: Path, batches: Sequence[Feeds], workdir: Path) -> dict[str, ActivationStatistics]:
+    """Statistics of every activation that a quantizable MatMul of the float graph reads; one pass serves all rungs."""
+    model = load_graph(graph)
+    statistics = observe(model, _activations(model), batches, workdir=workdir)
+    shutil.rmtree(workdir, ignore_errors=True)
+    return statistics
+
+
+def build_candidate(
+    rung: Rung,
+    graph: Path,
+    batches: Sequence[Feeds],
+    statistics: Mapping[str, ActivationStatistics],
+    *,
+    weight_bits: int,
+    folder: Path,
+) -> BuiltCandidate:
     """Quantize one float graph as a rung of the ladder says.
 
     Args:
         rung: what to do.
         graph: the float graph; it is not changed.
         batches: calibration feeds; may be empty only if ``rung.needs_calibration`` is false.
+        statistics: of this graph, from :func:`gather_statistics`; read by smoothing and the outlier split only.
         weight_bits: 7 for targets where u8 x s8 products saturate.
         folder: receives ``model.onnx``; scratch files are removed again.
     """
     model = load_graph(graph)
     scratch = folder / "scratch"
-    statistics: Mapping[str, ActivationStatistics] = {}
-    if rung.smooth is not None or rung.outlier_neurons:
-        statistics = observe(model, _activations(model), batches, workdir=scratch)
     split: tuple[str, ...] = ()
     feed_forward_inputs = {block.down.inputs[0].name for block in feed_forward_blocks(model) if block.down.inputs[0] is not None}
     if rung.outlier_neurons:
@@ -75,7 +89,9 @@ def build_candidate(rung: Rung, graph: Path, batches: Sequence[Feeds], *, weight
     nodes = [site.node for site in matmul_sites(model) if site.node not in left_out]
     ranges: dict[str, tuple[float, float]] = {}
     if rung.scheme == "static":
-        observed = observe(model, _activations(model, nodes), batches, workdir=scratch)
+        observed = observe(
+            model, _activations(model, nodes), batches, workdir=scratch, histograms=rung.calibration == "percentile"
+        )
         ranges = {name: value.range(rung.calibration) for name, value in observed.items()}
     prepared = _save_prepared(model, scratch)
     output = folder / GRAPH_NAME

@@ -37,12 +37,14 @@ class ActivationStatistics:
     histogram: np.ndarray = field(default_factory=lambda: np.zeros(BINS, dtype=np.int64))
     histogram_limit: float = 1.0
 
-    def update(self, values: np.ndarray) -> None:
-        """Take in values [tokens, channels]."""
+    def update(self, values: np.ndarray, *, histogram: bool = True) -> None:
+        """Take in values [tokens, channels]; the histogram costs most of the time and only percentiles need it."""
         magnitudes = np.abs(values)
         self.channel_abs_max = np.maximum(self.channel_abs_max, magnitudes.max(axis=0))
         self.minimum = min(self.minimum, float(values.min()))
         self.maximum = max(self.maximum, float(values.max()))
+        if not histogram:
+            return
         largest = float(magnitudes.max())
         while largest > self.histogram_limit:
             self.histogram = np.concatenate([self.histogram.reshape(-1, 2).sum(axis=1), np.zeros(BINS // 2, dtype=np.int64)])
@@ -59,7 +61,7 @@ class ActivationStatistics:
 
 
 def observe(
-    model: onnx_ir.Model, names: Sequence[str], batches: Iterable[Feeds], *, workdir: Path
+    model: onnx_ir.Model, names: Sequence[str], batches: Iterable[Feeds], *, workdir: Path, histograms: bool = False
 ) -> dict[str, ActivationStatistics]:
     """Run ``batches`` through the graph and gather statistics of the named values.
 
@@ -68,6 +70,7 @@ def observe(
         names: values of shape [batch, sequence, channels] or [tokens, channels].
         batches: feeds with an ``attention_mask``.
         workdir: where the instrumented graph may lie meanwhile.
+        histograms: also gather what percentile ranges need.
     """
     session = GraphSession(_with_outputs(model, names, workdir))
     statistics: dict[str, ActivationStatistics] = {}
@@ -79,7 +82,7 @@ def observe(
             tokens = values[mask] if values.shape[:2] == mask.shape else values.reshape(-1, values.shape[-1])
             if name not in statistics:
                 statistics[name] = ActivationStatistics(np.zeros(tokens.shape[-1], dtype=np.float32))
-            statistics[name].update(tokens)
+            statistics[name].update(tokens, histogram=histograms)
     return statistics
 
 

@@ -18,7 +18,7 @@ from hfaccel.errors import HfaccelError
 from hfaccel.measure.host import physical_cores
 from hfaccel.measure.timing import compare, interleaved
 from hfaccel.measure.workload import make_feeds, parse_workload
-from hfaccel.quant.build import build_candidate
+from hfaccel.quant.build import build_candidate, gather_statistics
 from hfaccel.rewrites.graphs import DATA_NAME, GRAPH_NAME
 from hfaccel.runtime.batching import pad, plan_batches
 from hfaccel.runtime.session import GraphSession
@@ -27,7 +27,7 @@ from hfaccel.stages.base import StageContext, StageName, StageResult
 from hfaccel.stages.candidates import FLOAT_PARENT, Candidate, PointTiming, save_candidates
 
 if TYPE_CHECKING:
-    from hfaccel.quant.calibration import Feeds
+    from hfaccel.quant.calibration import ActivationStatistics, Feeds
     from hfaccel.recipe.schema import GraphScope, Recipe, Rung
 
 NAME: StageName = "quantize"
@@ -59,10 +59,13 @@ def run(artifact: Artifact | None, ctx: StageContext) -> StageResult:
     floating = Candidate(FLOAT_PARENT, GRAPH_NAME, "fp32", session, size_bytes=_graph_bytes(ctx.workdir))
     batches = calibration_batches(ctx)
     candidates = [floating]
+    statistics: dict[GraphScope, Mapping[str, ActivationStatistics]] = {}
     if ctx.recipe.quantize.precision in ("auto", "int8"):
         for rung in ctx.recipe.quantize.ladder:
             ctx.progress.step(f"quantizing: {rung.name}")
-            candidates.append(_candidate(rung, parents, parent, batches, ctx))
+            if batches and rung.needs_calibration and rung.graph in parents and rung.graph not in statistics:
+                statistics[rung.graph] = gather_statistics(parents[rung.graph].graph_path, batches, ctx.workdir / "scratch")
+            candidates.append(_candidate(rung, parents, parent, batches, statistics.get(rung.graph, {}), ctx))
     save_candidates(candidates, ctx.workdir)
     made = Artifact(ctx.workdir, GRAPH_NAME, "fp32", artifact.contract, record_files(ctx.workdir))
     alive = [candidate.name for candidate in candidates if candidate.reason is None]
@@ -106,7 +109,12 @@ def _faster_parent(parents: Mapping[GraphScope, Artifact], ctx: StageContext) ->
 
 
 def _candidate(
-    rung: Rung, parents: Mapping[GraphScope, Artifact], parent: Artifact, batches: Sequence[Feeds], ctx: StageContext
+    rung: Rung,
+    parents: Mapping[GraphScope, Artifact],
+    parent: Artifact,
+    batches: Sequence[Feeds],
+    statistics: Mapping[str, ActivationStatistics],
+    ctx: StageContext,
 ) -> Candidate:
     session = SessionSettings(disabled_optimizers=rung.disabled_optimizers)
     empty = Candidate(rung.name, "", "int8", session)
@@ -119,7 +127,7 @@ def _candidate(
     folder.mkdir(parents=True)
     try:
         built = build_candidate(
-            rung, parents[rung.graph].graph_path, batches, weight_bits=ctx.recipe.quantize.weight_bits, folder=folder
+            rung, parents[rung.graph].graph_path, batches, statistics, weight_bits=ctx.recipe.quantize.weight_bits, folder=folder
         )
         finite = _is_finite(GraphSession(built.path, session), ctx)
     except (HfaccelError, ValueError, RuntimeError, KeyError, TypeError, AssertionError) as error:

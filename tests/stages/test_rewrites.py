@@ -146,7 +146,7 @@ def test_streamed_statistics_equal_those_of_the_whole(values: list[float], parts
     array = np.array(values, dtype=np.float32).reshape(-1, 1)
     statistics = ActivationStatistics(np.zeros(1, dtype=np.float32))
     for part in np.array_split(array, min(parts, len(array))):
-        statistics.update(part)
+        statistics.update(part, histogram=True)
     assert statistics.minimum == min(0.0, float(array.min()))
     assert statistics.maximum == max(0.0, float(array.max()))
     assert statistics.histogram.sum() == array.size
