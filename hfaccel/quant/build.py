@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from hfaccel.recipe.schema import Rung
 
 EXTERNAL_DATA_FROM_BYTES = 1 << 30
-SENSITIVITY_BATCHES = 2
+SENSITIVITY_TEXTS = 4
+"""Texts that the ranking is measured on: it runs the graph once per MatMul, and a handful already orders them."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def build_candidate(
         smooth_activations(model, scaled, rung.smooth, exclude=split)
     ranking: list[tuple[str, float]] = []
     if rung.keep_float:
-        ranking = rank_by_sensitivity(model, batches[:SENSITIVITY_BATCHES], exclude=split, workdir=scratch)[: rung.keep_float]
+        ranking = rank_by_sensitivity(model, _first_texts(batches), exclude=split, workdir=scratch)[: rung.keep_float]
     left_out = {*split, *(name for name, _ in ranking)}
     nodes = [site.node for site in matmul_sites(model) if site.node not in left_out]
     ranges: dict[str, tuple[float, float]] = {}
@@ -102,6 +103,10 @@ def build_candidate(
             _quantize_static(rung, prepared, nodes, ranges, output, weight_bits=weight_bits)
     shutil.rmtree(scratch, ignore_errors=True)
     return BuiltCandidate(output, tuple(nodes), tuple(ranking), split)
+
+
+def _first_texts(batches: Sequence[Feeds]) -> list[Feeds]:
+    return [{name: array[:SENSITIVITY_TEXTS] for name, array in batches[0].items()}]
 
 
 def _activations(model: onnx_ir.Model, nodes: Collection[str] | None = None) -> list[str]:
