@@ -10,7 +10,7 @@ from enum import IntEnum
 
 
 class ExitCode(IntEnum):
-    """Exit codes of the command line; README has the same table and a test forces each."""
+    """Exit codes of the command line; README has the same table."""
 
     DONE = 0
     UNEXPECTED = 1
