@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,7 +16,7 @@ from hfaccel.artifact.manifest import read_manifest, verify_files
 from hfaccel.artifact.store import StageCache, atomic_folder, default_cache_folder, disk_errors
 from hfaccel.errors import GateError, HfaccelError, IntegrityError, ResourceError, SettingsError
 from hfaccel.evaluate import parity
-from hfaccel.measure.host import host_fingerprint
+from hfaccel.measure.host import host_fingerprint, library_versions
 from hfaccel.measure.memory import peak_memory_bytes
 from hfaccel.publish import write_output
 from hfaccel.request import CompileRequest, Plan, prepare
@@ -177,17 +176,6 @@ def stage_key(stage: Stage, artifact: Artifact | None, plan: Plan) -> str:
         parts["columns"] = dict(plan.request.columns)
         parts["metric"] = plan.request.metric
     return digest_of(parts)
-
-
-def library_versions(names: Sequence[str]) -> dict[str, str]:
-    """Installed versions without importing the libraries; a library that is not installed is ``absent``."""
-    versions = {}
-    for name in names:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = "absent"
-    return versions
 
 
 def _verify(stage: Stage, artifact: Artifact, context: StageContext) -> dict[str, Any]:

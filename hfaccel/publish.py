@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import platform
 import shutil
 from collections.abc import Mapping, Sequence
@@ -13,7 +12,7 @@ from typing import Any
 import hfaccel
 from hfaccel.artifact.artifact import Artifact, record_files
 from hfaccel.artifact.manifest import FILE_NAME, read_manifest, write_manifest
-from hfaccel.measure.host import host_fingerprint
+from hfaccel.measure.host import host_fingerprint, library_versions
 from hfaccel.report import readme_text, report_text
 from hfaccel.request import Plan
 from hfaccel.stages.base import StageName
@@ -91,7 +90,7 @@ def _manifest(
         "session": asdict(chosen.session),
         "target": {"name": plan.target.name, "speed_measured_on_it": plan.on_target},
         "host": host_fingerprint(),
-        "versions": {name: _version(name) for name in LIBRARIES} | {"python": platform.python_version()},
+        "versions": _recorded_versions(),
         "recipe": plan.recipe.model_dump(mode="json"),
         "recipe_origins": dict(plan.resolved.origins),
         "notices": list(plan.notices),
@@ -102,8 +101,6 @@ def _manifest(
     }
 
 
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+def _recorded_versions() -> dict[str, str | None]:
+    found = {name: None if version == "absent" else version for name, version in library_versions(LIBRARIES).items()}
+    return {**found, "python": platform.python_version()}

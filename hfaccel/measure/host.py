@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,3 +94,14 @@ def busy_warning(
     if others <= _BUSY_SHARE * logical_cores():
         return None
     return f"other processes use {others:.1f} of {logical_cores()} cores: timings may be unstable"
+
+
+def library_versions(names: Sequence[str]) -> dict[str, str]:
+    """Installed versions without importing the libraries; a library that is not installed is ``absent``."""
+    versions = {}
+    for name in names:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = "absent"
+    return versions

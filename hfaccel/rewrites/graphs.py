@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,18 +31,16 @@ def save_graph(model: onnx_ir.Model, folder: Path) -> Path:
     return path
 
 
+def copy_graph(source: Path, folder: Path) -> None:
+    """Copy the graph file ``source``, and its weights if they lie beside it, into ``folder`` under the standard names."""
+    shutil.copyfile(source, folder / GRAPH_NAME)
+    if source.with_name(DATA_NAME).is_file():
+        shutil.copyfile(source.with_name(DATA_NAME), folder / DATA_NAME)
+
+
 def operator_counts(model: onnx_ir.Model) -> dict[str, int]:
     """How often each operator occurs, most frequent first; names of other domains carry no prefix."""
     return dict(Counter(node.op_type for node in model.graph.all_nodes()).most_common())
-
-
-def structure_digest(model: onnx_ir.Model) -> str:
-    """SHA-256 over operators, names and shapes, weights left out: tells whether a rewrite changed anything."""
-    digest = hashlib.sha256()
-    for node in model.graph.all_nodes():
-        names = [value.name if value is not None else "" for value in (*node.inputs, *node.outputs)]
-        digest.update(repr((node.domain, node.op_type, names)).encode())
-    return digest.hexdigest()
 
 
 def _forget_trace(model: onnx_ir.Model) -> None:

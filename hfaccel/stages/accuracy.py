@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,7 @@ from hfaccel.artifact.artifact import Artifact, record_files
 from hfaccel.errors import GateError
 from hfaccel.evaluate.judge import Verdict, judge
 from hfaccel.evaluate.sample import multilingual_sample
-from hfaccel.rewrites.graphs import DATA_NAME, GRAPH_NAME
+from hfaccel.rewrites.graphs import GRAPH_NAME, copy_graph
 from hfaccel.runtime.model import Model
 from hfaccel.runtime.session import GraphSession
 from hfaccel.runtime.tokenizer import TextTokenizer
@@ -175,10 +174,7 @@ def _shippable(chosen: Candidate | None, judged: Sequence[Candidate], ctx: Stage
 def _write(
     chosen: Candidate, judged: Sequence[Candidate], artifact: Artifact, tokenizer: TextTokenizer, ctx: StageContext
 ) -> None:
-    graph = artifact.folder / chosen.graph
-    shutil.copyfile(graph, ctx.workdir / GRAPH_NAME)
-    if graph.with_name(DATA_NAME).is_file():
-        shutil.copyfile(graph.with_name(DATA_NAME), ctx.workdir / DATA_NAME)
+    copy_graph(artifact.folder / chosen.graph, ctx.workdir)
     save_candidates(
         [replace(item, reason=None, detail="chosen") if item.name == chosen.name else item for item in judged], ctx.workdir
     )

@@ -19,7 +19,7 @@ from hfaccel.measure.host import physical_cores
 from hfaccel.measure.timing import compare, interleaved
 from hfaccel.measure.workload import make_feeds, parse_workload
 from hfaccel.quant.build import build_candidate, gather_statistics
-from hfaccel.rewrites.graphs import DATA_NAME, GRAPH_NAME
+from hfaccel.rewrites.graphs import GRAPH_NAME, copy_graph
 from hfaccel.runtime.batching import pad, plan_batches
 from hfaccel.runtime.session import GraphSession
 from hfaccel.runtime.tokenizer import TextTokenizer
@@ -54,7 +54,7 @@ def run(artifact: Artifact | None, ctx: StageContext) -> StageResult:
     parents = _float_parents(ctx)
     parent_scope, parent_timings = _faster_parent(parents, ctx)
     parent = parents[parent_scope]
-    _copy_graph(parent.folder, ctx.workdir)
+    copy_graph(parent.graph_path, ctx.workdir)
     session = SessionSettings(intra_op_num_threads=0)
     floating = Candidate(FLOAT_PARENT, GRAPH_NAME, "fp32", session, size_bytes=_graph_bytes(ctx.workdir))
     batches = calibration_batches(ctx)
@@ -186,12 +186,6 @@ def _is_finite(runner: GraphSession, ctx: StageContext) -> bool:
         point, runner.input_names, vocabulary_size=int(ctx.source.config.get("vocab_size", 2)), seed=ctx.recipe.seed
     )
     return all(bool(np.isfinite(output).all()) for output in runner.run(feeds).values())
-
-
-def _copy_graph(source: Path, destination: Path) -> None:
-    for name in (GRAPH_NAME, DATA_NAME):
-        if (source / name).is_file():
-            shutil.copyfile(source / name, destination / name)
 
 
 def _graph_bytes(folder: Path) -> int:
