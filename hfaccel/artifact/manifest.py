@@ -20,20 +20,18 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         IntegrityError: there is none, it is not JSON, or its format is newer than this version knows.
     """
     path = folder / FILE_NAME
+    again = "copy the folder again, or compile again with --force"
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise IntegrityError(
-            f"no {FILE_NAME} here: this is not a compiled artifact",
-            where=str(folder),
-            hint="make one with: hfaccel compile MODEL -o OUT",
-        ) from error
+    except (FileNotFoundError, NotADirectoryError):
+        what = f"no {FILE_NAME} here: this is not a compiled artifact" if folder.is_dir() else "there is no such folder"
+        raise IntegrityError(what, where=str(folder), hint="make one with: hfaccel compile MODEL -o OUT") from None
     except (OSError, ValueError) as error:
-        raise IntegrityError(
-            f"the manifest cannot be read: {error}", where=str(path), hint="compile again with --force"
-        ) from error
-    if not isinstance(data, dict) or not isinstance(data.get("format_revision"), int):
-        raise IntegrityError("the manifest has no format_revision", where=str(path), hint="compile again with --force")
+        raise IntegrityError(f"the manifest cannot be read: {error}", where=str(path), hint=again) from error
+    if not isinstance(data, dict):
+        raise IntegrityError("the manifest is not a JSON object", where=str(path), hint=again)
+    if not isinstance(data.get("format_revision"), int):
+        raise IntegrityError("the manifest has no format_revision", where=str(path), hint=again)
     if data["format_revision"] > FORMAT_REVISION:
         raise IntegrityError(
             f"the manifest has format revision {data['format_revision']}, this hfaccel reads up to {FORMAT_REVISION}",

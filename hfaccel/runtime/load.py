@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 from hfaccel.artifact.contract import Contract, SessionSettings
+from hfaccel.artifact.manifest import FILE_NAME, read_manifest
 from hfaccel.errors import IntegrityError
 from hfaccel.runtime.model import Model
 from hfaccel.runtime.session import GraphSession
@@ -17,11 +16,11 @@ def load(folder: str | Path) -> Model:
     """The compiled model of a folder that ``hfaccel compile`` made.
 
     Raises:
-        IntegrityError: the folder is no such folder, or a file in it is missing or damaged.
+        IntegrityError: the folder is no such folder, a newer version made it, or a file in it is missing or damaged.
     """
     place = Path(folder)
-    manifest_path = place / "manifest.json"
-    manifest = _read(manifest_path)
+    manifest_path = place / FILE_NAME
+    manifest = read_manifest(place)
     try:
         contract = Contract.from_json(manifest["contract"])
         settings = SessionSettings.from_json(manifest.get("session", {}))
@@ -36,18 +35,3 @@ def load(folder: str | Path) -> Model:
         raise IntegrityError(f"the graph {graph!r} is not a file of the folder", where=str(manifest_path))
     tokenizer = TextTokenizer(place / "tokenizer.json", contract.text)
     return Model(GraphSession(place / graph, settings), tokenizer, contract)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        manifest: object = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        what = "the folder has no manifest.json" if path.parent.is_dir() else "there is no such folder"
-        raise IntegrityError(what, where=str(path.parent), hint="make it with: hfaccel compile MODEL -o OUT") from None
-    except (ValueError, OSError) as error:
-        raise IntegrityError(
-            f"the manifest cannot be read: {error}", where=str(path), hint="copy the folder again, or compile it again"
-        ) from error
-    if not isinstance(manifest, dict):
-        raise IntegrityError("the manifest is not a JSON object", where=str(path), hint="compile the model again")
-    return manifest

@@ -51,7 +51,7 @@ def write_folder(folder: Path, tokenizer_file: Path, settings: TextSettings, tas
         labels,
     )
     session = asdict(SessionSettings(1, False, ("SkipLayerNormFusion",)))
-    manifest = {"format": 1, "contract": contract.to_json(), "session": session, "graph": "model.onnx"}
+    manifest = {"format_revision": 1, "contract": contract.to_json(), "session": session, "graph": "model.onnx"}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return folder
 
@@ -89,15 +89,21 @@ def test_session_drops_what_the_graph_does_not_read(classifier: Path) -> None:
 def test_errors_of_a_folder_say_what_to_do(classifier: Path, tmp_path: Path) -> None:
     with pytest.raises(IntegrityError) as caught:
         load(tmp_path / "nowhere")
-    assert str(caught.value) == f"{tmp_path / 'nowhere'}: there is no such folder (make it with: hfaccel compile MODEL -o OUT)"
-    with pytest.raises(IntegrityError, match=r"the folder has no manifest\.json \(make it with: hfaccel compile"):
+    assert str(caught.value) == f"{tmp_path / 'nowhere'}: there is no such folder (make one with: hfaccel compile MODEL -o OUT)"
+    with pytest.raises(IntegrityError, match=r"no manifest\.json here: this is not a compiled artifact \(make one with: hfaccel compile"):
         load(tmp_path)
     manifest_path = classifier / "manifest.json"
     manifest = json.loads(manifest_path.read_text())
     manifest_path.write_text(json.dumps({**manifest, "graph": "../model.onnx"}))
     with pytest.raises(IntegrityError, match=r"the graph '\.\./model\.onnx' is not a file of the folder"):
         load(classifier)
+    manifest_path.write_text(json.dumps({**manifest, "format_revision": 99}))
+    with pytest.raises(IntegrityError, match=r"format revision 99, this hfaccel reads up to 1 \(update hfaccel"):
+        load(classifier)
     manifest_path.write_text(json.dumps({"graph": "model.onnx"}))
+    with pytest.raises(IntegrityError, match="the manifest has no format_revision"):
+        load(classifier)
+    manifest_path.write_text(json.dumps({"format_revision": 1, "graph": "model.onnx"}))
     with pytest.raises(IntegrityError, match="the manifest does not describe a model that this version can run: 'contract'"):
         load(classifier)
     manifest_path.write_text("{")
