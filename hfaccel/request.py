@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from hfaccel.artifact.cache_space import cache_limit_bytes
 from hfaccel.artifact.store import default_cache_folder
-from hfaccel.errors import HfaccelError, ResourceError, SettingsError
+from hfaccel.errors import HfaccelError, ResourceError, SettingsError, UsageError
 from hfaccel.evaluate.dataset import Dataset, load_dataset
+from hfaccel.evaluate.metrics import METRIC_NAMES
 from hfaccel.measure.memory import available_memory_bytes
 from hfaccel.recipe.load import ResolvedRecipe, choose_recipe, load_recipe
 from hfaccel.recipe.targets import TargetProfile, adapt_recipe, resolve_target
@@ -36,7 +38,7 @@ class CompileRequest:
     Attributes:
         model: hub id or local folder.
         output: the folder to make.
-        settings: dotted recipe paths that options such as ``--max-loss`` set.
+        settings: dotted recipe paths that options such as ``--max-loss`` set, see :func:`recipe_settings`.
         overrides: ``key.path=value`` texts of ``--set``.
         columns: role -> column name of the data.
         strict: a missed fusion contract fails instead of warning.
@@ -85,6 +87,27 @@ class Plan:
     notices: tuple[str, ...]
 
 
+def recipe_settings(
+    *, max_loss: float | None, objective: str | None, workload: str | Sequence[str] | None, precision: str | None
+) -> dict[str, Any]:
+    """Dotted recipe paths that these options set; what is None is left to the recipe.
+
+    Args:
+        max_loss: accuracy budget as a share, 0.01 is 1 %.
+        objective: what ranks the candidates.
+        workload: batch x length points, as a sequence or separated by commas.
+        precision: a demand, or "auto".
+    """
+    points = workload.split(",") if isinstance(workload, str) else workload
+    values = {
+        "accuracy.max_loss": max_loss,
+        "measure.objective": objective,
+        "measure.workload": None if points is None else [point.strip() for point in points],
+        "quantize.precision": precision,
+    }
+    return {path: value for path, value in values.items() if value is not None}
+
+
 def prepare(request: CompileRequest) -> Plan:
     """Resolve source, recipe, target and data; several problems are reported together.
 
@@ -101,6 +124,8 @@ def prepare(request: CompileRequest) -> Plan:
             return None
 
     attempt(lambda: _check_output(request))
+    attempt(lambda: _check_metric(request.metric))
+    attempt(cache_limit_bytes)
     target = attempt(lambda: resolve_target(request.target))
     source = attempt(
         lambda: resolve_source(
@@ -152,6 +177,11 @@ def _check_output(request: CompileRequest) -> None:
     parent = next(folder for folder in (output, *output.absolute().parents) if folder.is_dir())
     if not _is_writable(parent):
         raise SettingsError("cannot write here", where=str(parent), hint="choose a folder that you may write to with -o")
+
+
+def _check_metric(name: str | None) -> None:
+    if name is not None and name not in METRIC_NAMES:
+        raise UsageError(f"unknown metric {name!r}", where="metric", hint=f"one of: {', '.join(METRIC_NAMES)}")
 
 
 def _is_writable(folder: Path) -> bool:

@@ -9,6 +9,7 @@ import traceback
 import typer
 
 from hfaccel.cli.bench import bench
+from hfaccel.cli.cache import cache_app
 from hfaccel.cli.compile import compile_command
 from hfaccel.cli.doctor import doctor
 from hfaccel.cli.inspect import inspect
@@ -34,6 +35,7 @@ app.command("bench")(bench)
 app.command("inspect")(inspect)
 app.command("verify")(verify)
 app.add_typer(recipes_app, name="recipes")
+app.add_typer(cache_app, name="cache")
 app.command("targets")(targets)
 app.command("doctor")(doctor)
 
@@ -46,6 +48,8 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     try:
         code = app(args=arguments, standalone_mode=False)
+        if code == ExitCode.INTERRUPTED:  # typer makes this of Ctrl-C
+            raise KeyboardInterrupt
         sys.exit(code if isinstance(code, int) else ExitCode.DONE)
     except HfaccelError as error:
         if debug:

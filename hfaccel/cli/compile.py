@@ -39,27 +39,31 @@ def compile_command(
       hfaccel compile ./checkpoint -o out --target cpu-avx2 --workload 1x16,8x128
     """
     printer = Output(as_json=json)
-    options.require_compile_extra()
+    from hfaccel.api import require_compile_extra
+
+    require_compile_extra()
     from hfaccel.pipeline import compile_model
     from hfaccel.report import candidate_rows
-    from hfaccel.request import CompileRequest
 
-    request = CompileRequest(
+    request = options.make_request(
         model=model,
         output=output,
-        revision=revision,
         task=task,
+        revision=revision,
         target=target,
         recipe=recipe,
-        settings=options.recipe_settings(max_loss=max_loss, objective=objective, workload=workload, precision=precision),
-        overrides=tuple(set_ or ()),
+        overrides=set_,
         data=data,
         calibration=calibration,
-        columns=options.parse_columns(column or ()),
-        metric=options.parse_metric(metric),
+        columns=column,
+        metric=metric,
+        max_loss=max_loss,
+        objective=objective,
+        workload=workload,
+        precision=precision,
         strict=strict,
         force=force,
-        use_cache=not no_cache,
+        no_cache=no_cache,
         trust_remote_code=trust_remote_code,
         allow_pickle=allow_pickle,
     )

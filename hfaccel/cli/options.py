@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from hfaccel.errors import UsageError
+
+if TYPE_CHECKING:
+    from hfaccel.evaluate.metrics import MetricName
+    from hfaccel.request import CompileRequest
 
 Model = Annotated[str, typer.Argument(help="Checkpoint: local folder or hub id.", show_default=False)]
 OutputFolder = Annotated[Path, typer.Option("-o", "--output", help="Folder to make.", show_default=False)]
@@ -35,20 +39,60 @@ Pickle = Annotated[bool, typer.Option("--allow-pickle", help="Load pickle weight
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 
 
-def recipe_settings(
-    *, max_loss: str | None, objective: str | None, workload: str | None, precision: str | None
-) -> dict[str, Any]:
-    """Dotted recipe paths that the options set; options not given are left to the recipe."""
-    settings: dict[str, Any] = {}
-    if max_loss is not None:
-        settings["accuracy.max_loss"] = parse_share(max_loss, option="--max-loss")
-    if objective is not None:
-        settings["measure.objective"] = objective
-    if workload is not None:
-        settings["measure.workload"] = [part.strip() for part in workload.split(",")]
-    if precision is not None:
-        settings["quantize.precision"] = precision
-    return settings
+def make_request(
+    *,
+    model: str,
+    output: Path,
+    task: str | None,
+    revision: str | None,
+    target: str,
+    recipe: str | None,
+    overrides: Sequence[str] | None,
+    data: str | None,
+    calibration: str | None,
+    columns: Sequence[str] | None,
+    metric: str | None,
+    max_loss: str | None,
+    objective: str | None,
+    workload: str | None,
+    precision: str | None,
+    strict: bool,
+    force: bool,
+    no_cache: bool,
+    trust_remote_code: bool,
+    allow_pickle: bool,
+) -> CompileRequest:
+    """The options as typed, as a request: what ``compile`` carries out and ``plan`` explains.
+
+    Raises:
+        UsageError: an option cannot be read.
+    """
+    from hfaccel.request import CompileRequest, recipe_settings
+
+    return CompileRequest(
+        model=model,
+        output=output,
+        revision=revision,
+        task=task,
+        target=target,
+        recipe=recipe,
+        settings=recipe_settings(
+            max_loss=None if max_loss is None else parse_share(max_loss, option="--max-loss"),
+            objective=objective,
+            workload=workload,
+            precision=precision,
+        ),
+        overrides=tuple(overrides or ()),
+        data=data,
+        calibration=calibration,
+        columns=parse_columns(columns or ()),
+        metric=cast("MetricName | None", metric),  # prepare() checks it
+        strict=strict,
+        force=force,
+        use_cache=not no_cache,
+        trust_remote_code=trust_remote_code,
+        allow_pickle=allow_pickle,
+    )
 
 
 def parse_share(text: str, *, option: str) -> float:
@@ -79,31 +123,3 @@ def parse_columns(items: Sequence[str]) -> dict[str, str]:
             raise UsageError(f"{item!r} is not role=column", where="--column", hint="for example --column text=body")
         columns[role] = column
     return columns
-
-
-def parse_metric(name: str | None) -> Any:
-    """A metric name, checked against the table.
-
-    Raises:
-        UsageError: unknown name.
-    """
-    from hfaccel.evaluate.metrics import METRIC_NAMES
-
-    if name is not None and name not in METRIC_NAMES:
-        raise UsageError(f"unknown metric {name!r}", where="--metric", hint=f"one of: {', '.join(METRIC_NAMES)}")
-    return name
-
-
-def require_compile_extra() -> None:
-    """Say at once, and by name, when the compiler's packages are not installed.
-
-    Raises:
-        MissingExtraError: one of them is missing.
-    """
-    from importlib.util import find_spec
-
-    from hfaccel.errors import MissingExtraError
-
-    for package in ("torch", "transformers", "onnx", "onnxscript"):
-        if find_spec(package) is None:
-            raise MissingExtraError(package, extra="compile", needed_for="compiling")

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.status import Status
+    from rich.progress import Progress as Bar
 
     from hfaccel.errors import HfaccelError
+    from hfaccel.stages.base import StageName
 
 
 LOG_WIDTH = 160
@@ -81,13 +82,28 @@ class Output:
 
     @contextmanager
     def progress(self) -> Iterator[TerminalProgress]:
-        """Progress of long work: a spinner under the finished lines on a terminal, plain lines elsewhere."""
+        """Progress of long work: a bar under the finished lines on a terminal, plain lines elsewhere."""
         console = self._console("err")
         if not console.is_terminal:
             yield TerminalProgress(self, None)
             return
-        with console.status("starting") as status:
-            yield TerminalProgress(self, status)
+        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.fields[stage]}", markup=False, style="bold"),
+            BarColumn(bar_width=30),
+            TextColumn("{task.fields[count]}", markup=False),
+            TimeElapsedColumn(),
+            TextColumn("{task.description}", markup=False),
+        )
+        # What has happened is on the finished lines, so the bar leaves nothing behind.
+        with Progress(*columns, console=console, transient=True) as bar:
+            progress = TerminalProgress(self, bar)
+            try:
+                yield progress
+            finally:
+                progress.finish()
 
     def error(self, error: HfaccelError) -> None:
         """The one way an error reaches the user; with ``--json`` also as a JSON document on stdout."""
@@ -100,21 +116,50 @@ class Output:
 
 
 class TerminalProgress:
-    """Where the pipeline reports to. Each step is printed with its time; on a terminal the current one also spins."""
+    """Where the pipeline reports to.
 
-    def __init__(self, output: Output, status: Status | None) -> None:
+    Without a bar each step is a line, printed when it starts. With a bar the current step stands beside it and becomes a line when
+    it ends; the bar is as long as all stages, and fills within a stage as far as that tells how much is done.
+    """
+
+    def __init__(self, output: Output, bar: Bar | None) -> None:
         self._output = output
-        self._status = status
+        self._bar = bar
+        self._task = bar.add_task("", total=None, stage="starting", count="") if bar is not None else None
+        self._current = ""
+        self._index = 0
+
+    def stage(self, name: StageName, index: int, total: int) -> None:
+        """Say that a stage starts."""
+        self.step(f"{name} (stage {index} of {total})")
+        self._index = index
+        if self._bar is not None and self._task is not None:
+            stage = f"{name} {index}/{total}"
+            self._bar.update(self._task, completed=index - 1, total=total, stage=stage, count="", description="")
 
     def step(self, text: str) -> None:
         """Say what is being done now."""
-        self._output.step(text)
-        if self._status is not None:
-            self._status.update(text)
+        if self._bar is None or self._task is None:
+            self._output.step(text)
+            return
+        self.finish()
+        self._current = text
+        self._bar.update(self._task, description=text)
+
+    def advance(self, done: int, total: int) -> None:
+        """Say how much of the stage is done."""
+        if self._bar is not None and self._task is not None and self._index and total > 0:
+            self._bar.update(self._task, completed=self._index - 1 + done / total, count=f"{done} of {total}")
 
     def warn(self, text: str) -> None:
         """Say what the user must see."""
         self._output.warn(text)
+
+    def finish(self) -> None:
+        """Turn the current step into a finished line."""
+        if self._current:
+            self._output.step(self._current)
+            self._current = ""
 
 
 def _is_numeric(cell: object) -> bool:

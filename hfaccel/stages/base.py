@@ -26,8 +26,14 @@ STAGES: tuple[StageName, ...] = get_args(StageName)
 class Progress(Protocol):
     """Where long work reports to; the command line draws it, the Python API drops it."""
 
+    def stage(self, name: StageName, index: int, total: int) -> None:
+        """Say that a stage starts, the ``index``-th (from 1) of ``total``."""
+
     def step(self, text: str) -> None:
         """Say what is being done now."""
+
+    def advance(self, done: int, total: int) -> None:
+        """Say that of the current stage ``done`` of ``total`` parts are finished."""
 
     def warn(self, text: str) -> None:
         """Say something that the user must see and that the manifest records."""
