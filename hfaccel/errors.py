@@ -7,6 +7,7 @@ An error says what went wrong, where (file, option, stage, node or recipe path) 
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import Any
 
 
 class ExitCode(IntEnum):
@@ -43,11 +44,24 @@ class HfaccelError(Exception):
         self.where = where
         self.hint = hint
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Errors travel between processes whole, whatever arguments their class takes."""
+        return _restore, (type(self), self.what, self.where, self.hint, self.exit_code, getattr(self, "__notes__", []))
+
     def __str__(self) -> str:
         """One line: ``where: what (hint)``."""
         place = f"{self.where}: " if self.where else ""
         advice = f" ({self.hint})" if self.hint else ""
         return f"{place}{self.what}{advice}"
+
+
+def _restore(kind: type[HfaccelError], what: str, where: str, hint: str, exit_code: ExitCode, notes: list[str]) -> HfaccelError:
+    error = kind.__new__(kind)
+    HfaccelError.__init__(error, what, where=where, hint=hint)
+    error.exit_code = exit_code
+    for note in notes:
+        error.add_note(note)
+    return error
 
 
 class UsageError(HfaccelError):

@@ -13,11 +13,11 @@ from typing import Any, cast
 from hfaccel.artifact.artifact import Artifact, digest_of
 from hfaccel.artifact.load_test import load_test
 from hfaccel.artifact.manifest import read_manifest, verify_files
-from hfaccel.artifact.store import StageCache, atomic_folder, default_cache_folder, disk_errors
-from hfaccel.errors import GateError, HfaccelError, IntegrityError, ResourceError, SettingsError
+from hfaccel.artifact.store import StageCache, atomic_folder, default_cache_folder
+from hfaccel.errors import GateError, IntegrityError, SettingsError
 from hfaccel.evaluate import parity
+from hfaccel.isolation import run_stage
 from hfaccel.measure.host import host_fingerprint, library_versions
-from hfaccel.measure.memory import peak_memory_bytes
 from hfaccel.publish import write_output
 from hfaccel.request import CompileRequest, Plan, prepare
 from hfaccel.runtime.session import GraphSession
@@ -89,8 +89,10 @@ def _run_stages(plan: Plan, progress: Progress) -> tuple[dict[StageName, Artifac
     artifacts: dict[StageName, Artifact] = {}
     records: list[dict[str, Any]] = []
     current: Artifact | None = None
-    for module, wanted in stages_of(plan):
+    stages = stages_of(plan)
+    for number, (module, wanted) in enumerate(stages, 1):
         stage = cast("Stage", module)
+        progress.stage(stage.NAME, number, len(stages))
         if not wanted:
             records.append(
                 {"stage": stage.NAME, "status": "skipped", "key": f"skipped-{stage.NAME}", "seconds": 0.0, "metrics": {}}
@@ -129,7 +131,8 @@ def _run_or_reuse(
     context.progress.step(f"{stage.NAME} ...")
     started, started_at = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
     with cache.writing(key) as entry:
-        result = _run(stage, artifact, replace(context, workdir=entry / "artifact"))
+        run = run_stage(stage, artifact, replace(context, workdir=entry / "artifact"))
+        result = run.result
         checks = _verify(stage, result.artifact, context)
         record = {
             "stage": stage.NAME,
@@ -137,23 +140,13 @@ def _run_or_reuse(
             "key": key,
             "started_at": started_at,
             "seconds": round(time.monotonic() - started, 2),
-            "peak_memory_bytes": peak_memory_bytes(),
+            "peak_memory_bytes": run.peak_memory_bytes,
             "changed": result.changed,
             "size_bytes": result.artifact.size_bytes,
             "metrics": {**result.metrics, **checks},
         }
         cache.write_record(entry, result.artifact, record)
     return replace(result.artifact, folder=cache.folder(key) / "artifact"), record
-
-
-def _run(stage: Stage, artifact: Artifact | None, context: StageContext) -> Any:
-    try:
-        with disk_errors(context.workdir):
-            return stage.run(artifact, context)
-    except HfaccelError:
-        raise
-    except MemoryError as error:
-        raise ResourceError("out of memory", where=stage.NAME, hint="use a larger machine, or a smaller --workload") from error
 
 
 def stage_key(stage: Stage, artifact: Artifact | None, plan: Plan) -> str:
