@@ -20,6 +20,8 @@ COLUMNS = ("workload", "what", "engine", "p50 ms", "p95 ms", "p99 ms", "examples
 
 # Long enough for the worker threads of onnxruntime and OpenMP to stop spinning before the other one's turn.
 PAUSE_S = 0.01
+PATIENCE = 4.0
+"""A point may take this many times its seconds while a timing is not stable: a busy spell of the machine passes."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,7 @@ def run_bench(
         for mode in modes:
             on_step(f"timing {point}, {mode}: {', '.join(contender.name for contender in contenders)}")
             runners = {contender.name: contender.prepare(mode, point) for contender in contenders}
-            timings = interleaved(runners, seconds=seconds, pause_s=pause_s, clock=clock, sleep=sleep)
+            timings = interleaved(runners, seconds=seconds, pause_s=pause_s, patience=PATIENCE, clock=clock, sleep=sleep)
             own = timings[artifact.name]
             rows.append(Row(point, mode, artifact.name, own, None))
             rows += [Row(point, mode, peer.name, timings[peer.name], compare(timings[peer.name], own)) for peer in peers]

@@ -26,7 +26,10 @@ _CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Timing:
-    """The samples of one runner in milliseconds, in round order: sample ``i`` of all runners of one call belong together."""
+    """The samples of one runner in milliseconds, in round order: sample ``i`` of all runners of one call belong together.
+
+    Percentiles and comparisons are of the last three of five windows: what came before is taken for settling in.
+    """
 
     samples_ms: tuple[float, ...]
 
@@ -37,17 +40,17 @@ class Timing:
     @property
     def p50(self) -> float:
         """Median in milliseconds."""
-        return float(np.percentile(self.samples_ms, 50))
+        return float(np.percentile(self.settled_ms, 50))
 
     @property
     def p95(self) -> float:
         """95th percentile in milliseconds."""
-        return float(np.percentile(self.samples_ms, 95))
+        return float(np.percentile(self.settled_ms, 95))
 
     @property
     def p99(self) -> float:
         """99th percentile in milliseconds."""
-        return float(np.percentile(self.samples_ms, 99))
+        return float(np.percentile(self.settled_ms, 99))
 
     @property
     def stable(self) -> bool:
@@ -55,14 +58,27 @@ class Timing:
 
         Fewer than six samples are never stable.
         """
-        size = max(_SMALLEST_WINDOW, len(self.samples_ms) // _WINDOWS)
-        judged = size * _WINDOWS_JUDGED
-        if len(self.samples_ms) < judged:
-            return False
-        windows = np.asarray(self.samples_ms[-judged:]).reshape(_WINDOWS_JUDGED, size)
-        medians = np.median(windows, axis=1)
-        mean = float(medians.mean())
-        return bool(np.all(np.abs(medians - mean) <= _STABLE_WITHIN * mean))
+        return _agree(self.window_medians_ms())
+
+    @property
+    def settled_ms(self) -> np.ndarray:
+        """The samples of the last three windows; all of them when there are fewer than six."""
+        return np.asarray(self.samples_ms[-self._window_size * _WINDOWS_JUDGED :])
+
+    @property
+    def _window_size(self) -> int:
+        return max(_SMALLEST_WINDOW, len(self.samples_ms) // _WINDOWS)
+
+    def window_medians_ms(self) -> np.ndarray:
+        """Medians of the last three windows; empty when there are fewer than six samples."""
+        if len(self.samples_ms) < self._window_size * _WINDOWS_JUDGED:
+            return np.empty(0)
+        return np.asarray(np.median(self.settled_ms.reshape(_WINDOWS_JUDGED, self._window_size), axis=1))
+
+
+def _agree(values: np.ndarray) -> bool:
+    """Whether there are values and all lie within 10 % of their mean."""
+    return values.size > 0 and bool(np.all(np.abs(values - values.mean()) <= _STABLE_WITHIN * values.mean()))
 
 
 @dataclass(frozen=True)
@@ -73,7 +89,8 @@ class Speedup:
         ratio: median of the parent over median of the candidate.
         lower_bound: one-sided 95 % bootstrap bound; above 1 the candidate is faster.
         upper_bound: the same on the other side; below 1 the candidate is slower.
-        stable: whether both timings were stable; a ratio that is not stable must not be reported as a result.
+        stable: whether the ratio was the same in the last three windows (to 10 %); one that was not is no result. What slows
+            both sides alike, as a busy neighbour does, leaves the ratio stable though neither time is.
     """
 
     ratio: float
@@ -90,6 +107,7 @@ def interleaved(
     max_rounds: int = 400,
     warmup_rounds: int = 2,
     pause_s: float = 0.0,
+    patience: float = 1.0,
     clock: Callable[[], float] = time.perf_counter,
     sleep: Callable[[float], None] = time.sleep,
 ) -> dict[str, Timing]:
@@ -101,6 +119,7 @@ def interleaved(
         min_rounds: rounds made even when they exceed the budget.
         max_rounds: rounds after which to stop even inside the budget.
         warmup_rounds: rounds before the first that counts.
+        patience: how many times ``seconds`` (and ``max_rounds``) may be used up while a runner is not stable yet.
         pause_s: sleep before each sample, so that spinning threads of the previous runner come to rest.
         clock: seconds, rising.
         sleep: how to pause.
@@ -121,8 +140,10 @@ def interleaved(
     names = list(runners)
     samples: dict[str, list[float]] = {name: [] for name in names}
     started = clock()
-    for round_index in range(max_rounds):
-        if round_index >= min_rounds and clock() - started >= seconds:
+    for round_index in range(int(max_rounds * patience)):
+        used_up = round_index >= max_rounds or (round_index >= min_rounds and clock() - started >= seconds)
+        out_of_patience = round_index >= min_rounds and clock() - started >= seconds * patience
+        if out_of_patience or (used_up and all(Timing(tuple(values)).stable for values in samples.values())):
             break
         first = round_index % len(names)
         for name in names[first:] + names[:first]:
@@ -142,15 +163,15 @@ def compare(parent: Timing, candidate: Timing, *, seed: int = 0) -> Speedup:
     Raises:
         ValueError: the timings have different numbers of rounds, so they cannot be paired.
     """
-    rounds = len(parent.samples_ms)
-    if rounds != len(candidate.samples_ms):
-        raise ValueError(f"timings of {rounds} and {len(candidate.samples_ms)} rounds cannot be paired")
-    parents, candidates = np.asarray(parent.samples_ms), np.asarray(candidate.samples_ms)
+    if len(parent.samples_ms) != len(candidate.samples_ms):
+        raise ValueError(f"timings of {len(parent.samples_ms)} and {len(candidate.samples_ms)} rounds cannot be paired")
+    parents, candidates = parent.settled_ms, candidate.settled_ms
+    rounds = len(parents)
     drawn = np.random.default_rng(seed).integers(0, rounds, (_RESAMPLES, rounds))
     ratios = np.median(parents[drawn], axis=1) / np.median(candidates[drawn], axis=1)
     return Speedup(
         ratio=parent.p50 / candidate.p50,
         lower_bound=float(np.quantile(ratios, 1.0 - _CONFIDENCE)),
         upper_bound=float(np.quantile(ratios, _CONFIDENCE)),
-        stable=parent.stable and candidate.stable,
+        stable=_agree(parent.window_medians_ms() / candidate.window_medians_ms()),
     )

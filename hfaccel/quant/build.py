@@ -47,6 +47,14 @@ class BuiltCandidate:
     split_neurons: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class CalibrationData:
+    """What a rung may learn from real text: padded batches, and statistics of the float graph's activations by name."""
+
+    batches: Sequence[Feeds]
+    statistics: Mapping[str, ActivationStatistics]
+
+
 def gather_statistics(graph: Path, batches: Sequence[Feeds], workdir: Path) -> dict[str, ActivationStatistics]:
     """Statistics of every activation that a quantizable MatMul of the float graph reads; one pass serves all rungs."""
     model = load_graph(graph)
@@ -58,8 +66,7 @@ def gather_statistics(graph: Path, batches: Sequence[Feeds], workdir: Path) -> d
 def build_candidate(
     rung: Rung,
     graph: Path,
-    batches: Sequence[Feeds],
-    statistics: Mapping[str, ActivationStatistics],
+    calibration: CalibrationData,
     *,
     weight_bits: int,
     folder: Path,
@@ -69,20 +76,20 @@ def build_candidate(
     Args:
         rung: what to do.
         graph: the float graph; it is not changed.
-        batches: calibration feeds; may be empty only if ``rung.needs_calibration`` is false.
-        statistics: of this graph, from :func:`gather_statistics`; read by smoothing and the outlier split only.
+        calibration: of this graph, statistics from :func:`gather_statistics`; may be empty only if the rung needs none.
         weight_bits: 7 for targets where u8 x s8 products saturate.
         folder: receives ``model.onnx``; scratch files are removed again.
     """
     model = load_graph(graph)
     scratch = folder / "scratch"
+    batches, statistics = calibration.batches, dict(calibration.statistics)
     split: tuple[str, ...] = ()
     feed_forward_inputs = {block.down.inputs[0].name for block in feed_forward_blocks(model) if block.down.inputs[0] is not None}
     if rung.outlier_neurons:
         split = split_outlier_neurons(model, statistics, rung.outlier_neurons)
     if rung.smooth is not None:
-        scaled = {name: value for name, value in statistics.items() if name not in feed_forward_inputs}
-        smooth_activations(model, scaled, rung.smooth, exclude=split)
+        names = statistics.keys() - feed_forward_inputs
+        smooth_activations(model, statistics, rung.smooth, names=names, exclude=split)
     ranking: list[tuple[str, float]] = []
     if rung.keep_float:
         ranking = rank_by_sensitivity(model, _first_texts(batches), exclude=split, workdir=scratch)[: rung.keep_float]
@@ -90,10 +97,10 @@ def build_candidate(
     nodes = [site.node for site in matmul_sites(model) if site.node not in left_out]
     ranges: dict[str, tuple[float, float]] = {}
     if rung.scheme == "static":
-        observed = observe(
-            model, _activations(model, nodes), batches, workdir=scratch, histograms=rung.calibration == "percentile"
-        )
-        ranges = {name: value.range(rung.calibration) for name, value in observed.items()}
+        activations = _activations(model, nodes)
+        if rung.calibration == "percentile":  # a histogram cannot be derived from that of the unchanged graph
+            statistics = observe(model, activations, batches, workdir=scratch, histograms=True)
+        ranges = {name: statistics[name].range(rung.calibration) for name in activations}
     prepared = _save_prepared(model, scratch)
     output = folder / GRAPH_NAME
     with _quiet():

@@ -25,26 +25,41 @@ class ActivationStatistics:
     """Running statistics of one value [batch, sequence, channels]; padding positions do not count.
 
     Attributes:
-        channel_abs_max: [channels], largest magnitude seen.
-        minimum: smallest value seen (0 at most).
-        maximum: largest value seen (0 at least).
+        channel_minimum: [channels], smallest value seen (0 at most).
+        channel_maximum: [channels], largest value seen (0 at least).
         histogram: counts of magnitudes in ``BINS`` equal bins up to ``histogram_limit``, which doubles as values grow.
     """
 
-    channel_abs_max: np.ndarray
-    minimum: float = 0.0
-    maximum: float = 0.0
+    channel_minimum: np.ndarray
+    channel_maximum: np.ndarray
     histogram: np.ndarray = field(default_factory=lambda: np.zeros(BINS, dtype=np.int64))
     histogram_limit: float = 1.0
 
+    @classmethod
+    def empty(cls, channels: int) -> ActivationStatistics:
+        """Nothing seen yet."""
+        return cls(np.zeros(channels, dtype=np.float32), np.zeros(channels, dtype=np.float32))
+
+    @property
+    def channel_abs_max(self) -> np.ndarray:
+        """[channels], largest magnitude seen."""
+        return np.asarray(np.maximum(-self.channel_minimum, self.channel_maximum))
+
+    def scaled(self, factor: np.ndarray) -> ActivationStatistics:
+        """Of the same value times a positive ``factor`` [channels]; without histogram, which cannot be derived."""
+        return ActivationStatistics(self.channel_minimum * factor, self.channel_maximum * factor)
+
+    def of_channels(self, channels: np.ndarray) -> ActivationStatistics:
+        """Of the chosen channels alone; without histogram, which cannot be derived."""
+        return ActivationStatistics(self.channel_minimum[channels], self.channel_maximum[channels])
+
     def update(self, values: np.ndarray, *, histogram: bool = True) -> None:
         """Take in values [tokens, channels]; the histogram costs most of the time and only percentiles need it."""
-        magnitudes = np.abs(values)
-        self.channel_abs_max = np.maximum(self.channel_abs_max, magnitudes.max(axis=0))
-        self.minimum = min(self.minimum, float(values.min()))
-        self.maximum = max(self.maximum, float(values.max()))
+        self.channel_minimum = np.minimum(self.channel_minimum, values.min(axis=0))
+        self.channel_maximum = np.maximum(self.channel_maximum, values.max(axis=0))
         if not histogram:
             return
+        magnitudes = np.abs(values)
         largest = float(magnitudes.max())
         while largest > self.histogram_limit:
             self.histogram = np.concatenate([self.histogram.reshape(-1, 2).sum(axis=1), np.zeros(BINS // 2, dtype=np.int64)])
@@ -53,11 +68,12 @@ class ActivationStatistics:
 
     def range(self, method: Literal["minmax", "percentile"]) -> tuple[float, float]:
         """Range to quantize over, containing 0; ``percentile`` clips magnitudes beyond the 99.995th percentile."""
+        minimum, maximum = float(self.channel_minimum.min()), float(self.channel_maximum.max())
         if method == "minmax":
-            return self.minimum, self.maximum
+            return minimum, maximum
         share = np.cumsum(self.histogram) / max(1, int(self.histogram.sum()))
         limit = float((np.searchsorted(share, PERCENTILE / 100) + 1) * self.histogram_limit / BINS)
-        return max(self.minimum, -limit), min(self.maximum, limit)
+        return max(minimum, -limit), min(maximum, limit)
 
 
 def observe(
@@ -81,7 +97,7 @@ def observe(
             values = outputs[name]
             tokens = values[mask] if values.shape[:2] == mask.shape else values.reshape(-1, values.shape[-1])
             if name not in statistics:
-                statistics[name] = ActivationStatistics(np.zeros(tokens.shape[-1], dtype=np.float32))
+                statistics[name] = ActivationStatistics.empty(tokens.shape[-1])
             statistics[name].update(tokens, histogram=histograms)
     return statistics
 

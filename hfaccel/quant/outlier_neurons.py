@@ -8,7 +8,6 @@ second product falls twentyfold, at the price of a MatMul 1 % as wide.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -54,8 +53,10 @@ def feed_forward_blocks(model: onnx_ir.Model) -> tuple[FeedForward, ...]:
     return tuple(blocks)
 
 
-def split_outlier_neurons(model: onnx_ir.Model, statistics: Mapping[str, ActivationStatistics], count: int) -> tuple[str, ...]:
+def split_outlier_neurons(model: onnx_ir.Model, statistics: dict[str, ActivationStatistics], count: int) -> tuple[str, ...]:
     """Split ``count`` neurons off every feed-forward block whose activation is in ``statistics``; exact in float arithmetic.
+
+    The statistics of those activations become those of the neurons that stay.
 
     Returns:
         Names of the MatMuls of the split-off part, which must stay in float.
@@ -66,21 +67,22 @@ def split_outlier_neurons(model: onnx_ir.Model, statistics: Mapping[str, Activat
         known = statistics.get(value.name or "") if value is not None else None
         if known is None:
             continue
-        channel_abs_max = known.channel_abs_max
-        if len(channel_abs_max) <= 2 * count:
+        neurons = len(known.channel_abs_max)
+        if value is None or neurons <= 2 * count:
             continue
-        outliers = np.sort(np.argsort(-channel_abs_max)[:count])
-        kept += _split(model, block, outliers)
+        outliers = np.sort(np.argsort(-known.channel_abs_max)[:count])
+        others = np.setdiff1d(np.arange(neurons), outliers)
+        kept += _split(model, block, outliers, others)
+        statistics[value.name or ""] = known.of_channels(others)
     return tuple(kept)
 
 
-def _split(model: onnx_ir.Model, block: FeedForward, outliers: np.ndarray) -> tuple[str, str]:
+def _split(model: onnx_ir.Model, block: FeedForward, outliers: np.ndarray, others: np.ndarray) -> tuple[str, str]:
     import onnx_ir
 
     up_weight, down_weight = _constant(block.up.inputs[1]), _constant(block.down.inputs[1])
     bias_position = 0 if block.bias.inputs[0] is not None and block.bias.inputs[0].const_value is not None else 1
     bias = _constant(block.bias.inputs[bias_position])
-    others = np.setdiff1d(np.arange(up_weight.shape[1]), outliers)
     name = block.down.name
 
     result = block.down.outputs[0]

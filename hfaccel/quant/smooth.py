@@ -7,7 +7,7 @@ into the norm before it, because in post-norm encoders the norm's result also fe
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,14 +22,20 @@ _SMALLEST = 1e-5
 
 
 def smooth_activations(
-    model: onnx_ir.Model, statistics: Mapping[str, ActivationStatistics], alpha: float, *, exclude: Collection[str] = ()
+    model: onnx_ir.Model,
+    statistics: dict[str, ActivationStatistics],
+    alpha: float,
+    *,
+    names: Collection[str],
+    exclude: Collection[str] = (),
 ) -> int:
-    """Scale each activation that ``statistics`` knows before the MatMuls that read it; exact in float arithmetic.
+    """Scale activations before the MatMuls that read them; exact in float arithmetic.
 
     Args:
         model: changed in place.
-        statistics: per activation name.
+        statistics: per activation name; those of the scaled values are added.
         alpha: share of the outliers that moves into the weights, 0 to 1.
+        names: activations to scale, where ``statistics`` knows them.
         exclude: names of MatMuls that keep the unscaled activation.
 
     Returns:
@@ -40,16 +46,18 @@ def smooth_activations(
     nodes = {node.name: node for node in model.graph}
     readers: dict[str, list[onnx_ir.Node]] = {}
     for site in matmul_sites(model):
-        if site.activation in statistics and site.node not in exclude:
+        if site.activation in names and site.activation in statistics and site.node not in exclude:
             readers.setdefault(site.activation, []).append(nodes[site.node])
     for name, matmuls in readers.items():
         activation = matmuls[0].inputs[0]
         assert activation is not None  # matmul_sites names only MatMuls with an activation
         weights = [_weight(node) for node in matmuls]
         scale = smoothing_scale(statistics[name].channel_abs_max, weights, alpha)
-        factor = new_initializer(model, f"{name}_smoothing", (1.0 / scale).astype(np.float32))
-        product = onnx_ir.node("Mul", [activation, factor], num_outputs=1, name=f"{name}_smoothed")
+        factor = (1.0 / scale).astype(np.float32)
+        constant = new_initializer(model, f"{name}_smoothing", factor)
+        product = onnx_ir.node("Mul", [activation, constant], num_outputs=1, name=f"{name}_smoothed")
         output = product.outputs[0]
+        statistics[f"{name}_smoothed"] = statistics[name].scaled(factor)
         output.name, output.shape, output.type = f"{name}_smoothed", activation.shape, activation.type
         model.graph.insert_before(matmuls[0], product)
         for node, weight in zip(matmuls, weights, strict=True):

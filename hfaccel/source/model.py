@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hfaccel.artifact.contract import PoolingMode, Task
+from hfaccel.artifact.contract import Activation, PoolingMode, Task
 from hfaccel.errors import SourceError
 
 CONFIG_FILE = "config.json"
@@ -61,6 +61,7 @@ class SourceModel:
         trust_remote_code: whether Python code of the checkpoint may run.
         allow_pickle: whether pickled weights may be read.
         sentence_transformers: of the task ``sentence-similarity`` only.
+        activation: what makes the score of a pair; of the task ``text-ranking`` only.
     """
 
     id: str
@@ -75,6 +76,12 @@ class SourceModel:
     trust_remote_code: bool = False
     allow_pickle: bool = False
     sentence_transformers: SentenceTransformers | None = None
+    activation: Activation | None = None
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Token ids lie below this; 2 where the config does not say, which every vocabulary has."""
+        return int(self.config.get("vocab_size") or 2)
 
 
 def read_json(path: Path) -> Any:

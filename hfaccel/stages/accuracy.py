@@ -20,14 +20,15 @@ from hfaccel.runtime.tokenizer import TextTokenizer
 from hfaccel.source.torch_model import TorchRunner, load_torch_model
 from hfaccel.stages.base import StageContext, StageName, StageResult
 from hfaccel.stages.candidates import Candidate, load_candidates, save_candidates
+from hfaccel.stages.choice import choose, rank
 from hfaccel.stages.evaluation import Evaluation, encode_dataset, evaluate, smallest_batch_cosine
 
 if TYPE_CHECKING:
     from hfaccel.evaluate.dataset import Dataset
-    from hfaccel.recipe.schema import Objective, Recipe
+    from hfaccel.recipe.schema import Recipe
 
 NAME: StageName = "accuracy"
-REVISION = 1
+REVISION = 2
 LIBRARIES = ("torch", "transformers", "onnxruntime", "tokenizers", "numpy", "scipy", "scikit-learn", "seqeval")
 GOLDEN_TEXTS = 4
 INVARIANCE_TEXTS = 8
@@ -69,19 +70,15 @@ def run(artifact: Artifact | None, ctx: StageContext) -> StageResult:
         dataset,
     )
     judged: list[Candidate] = []
-    chosen: Candidate | None = None
-    for candidate in _best_first(candidates, ctx.recipe.measure.objective):
+    for number, candidate in enumerate(candidates):
+        ctx.progress.advance(number, len(candidates))
         if candidate.reason is None:
             ctx.progress.step(f"judging: {candidate.name}")
             model = Model(GraphSession(artifact.folder / candidate.graph, candidate.session), tokenizer, artifact.contract)
             candidate = _judge(candidate, model, dataset, source, ctx)
-            if candidate.reason is None and chosen is None:
-                chosen = candidate
-            elif candidate.reason is None:
-                candidate = replace(candidate, reason="not-better-than-chosen", detail="holds all gates; another one is better")
         judged.append(candidate)
-    chosen = _shippable(chosen, judged, ctx)
-    _write(chosen, judged, artifact, tokenizer, ctx)
+    chosen = _shippable(choose(judged, ctx.recipe.measure.objective), judged, ctx)
+    _write(chosen, rank(judged, chosen, ctx.recipe.measure.objective), artifact, tokenizer, ctx)
     made = Artifact(ctx.workdir, GRAPH_NAME, chosen.precision, artifact.contract, record_files(ctx.workdir))
     metrics = {
         "chosen": chosen.name,
@@ -90,16 +87,6 @@ def run(artifact: Artifact | None, ctx: StageContext) -> StageResult:
         "label_free_sample": ctx.dataset is None,
     }
     return StageResult(made, chosen.precision != "fp32", metrics)
-
-
-def _best_first(candidates: Sequence[Candidate], objective: Objective) -> list[Candidate]:
-    if objective == "size":
-        return sorted(candidates, key=lambda candidate: candidate.size_bytes)
-    if objective == "throughput":
-        return sorted(
-            candidates, key=lambda candidate: -(candidate.timings[-1].speedup if candidate.timings else candidate.speedup)
-        )
-    return sorted(candidates, key=lambda candidate: -candidate.speedup)
 
 
 def _judge(candidate: Candidate, model: Model, dataset: Dataset, source: Evaluation, ctx: StageContext) -> Candidate:
@@ -175,9 +162,7 @@ def _write(
     chosen: Candidate, judged: Sequence[Candidate], artifact: Artifact, tokenizer: TextTokenizer, ctx: StageContext
 ) -> None:
     copy_graph(artifact.folder / chosen.graph, ctx.workdir)
-    save_candidates(
-        [replace(item, reason=None, detail="chosen") if item.name == chosen.name else item for item in judged], ctx.workdir
-    )
+    save_candidates(judged, ctx.workdir)
     model = Model(GraphSession(ctx.workdir / GRAPH_NAME, chosen.session), tokenizer, artifact.contract)
     texts = list(multilingual_sample().texts()[:GOLDEN_TEXTS])
     outputs = model.outputs(tokenizer.encode(texts))

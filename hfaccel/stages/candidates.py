@@ -29,13 +29,14 @@ Reason = Literal[
 
 @dataclass(frozen=True)
 class PointTiming:
-    """One point of the workload: medians of interleaved runs, and the speed-up over the float parent with its 95 % bound."""
+    """One point of the workload: medians of interleaved runs, and the speed-up over the float parent with its 95 % bounds."""
 
     point: str
     parent_ms: float
     candidate_ms: float
     speedup: float
     speedup_lower_bound: float
+    speedup_upper_bound: float
     stable: bool
 
 

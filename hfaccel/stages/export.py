@@ -50,7 +50,7 @@ def run(artifact: Artifact | None, ctx: StageContext) -> StageResult:
     contract = build_contract(ctx.source, module)
     write_tokenizer(ctx.source, ctx.workdir)
     inputs = parity.make_inputs(
-        ctx.recipe.parity.shapes, contract.text, vocabulary_size=int(ctx.source.config.get("vocab_size", 2)), seed=ctx.recipe.seed
+        ctx.recipe.parity.shapes, contract.text, vocabulary_size=ctx.source.vocabulary_size, seed=ctx.recipe.seed
     )
     cases = parity.record(TorchRunner(module), inputs)
     parity.save_cases(cases, ctx.workdir / PARITY_FILE)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import functools
-import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,27 +13,24 @@ import numpy as np
 from hfaccel.artifact.artifact import Artifact, record_files
 from hfaccel.artifact.contract import SessionSettings
 from hfaccel.errors import HfaccelError
-from hfaccel.measure.host import physical_cores
-from hfaccel.measure.timing import compare, interleaved
 from hfaccel.measure.workload import make_feeds, parse_workload
-from hfaccel.quant.build import build_candidate, gather_statistics
+from hfaccel.quant.build import CalibrationData, build_candidate, gather_statistics
 from hfaccel.rewrites.graphs import GRAPH_NAME, copy_graph
 from hfaccel.runtime.batching import pad, plan_batches
 from hfaccel.runtime.session import GraphSession
 from hfaccel.runtime.tokenizer import TextTokenizer
 from hfaccel.stages.base import StageContext, StageName, StageResult
-from hfaccel.stages.candidates import FLOAT_PARENT, Candidate, PointTiming, save_candidates
+from hfaccel.stages.candidates import FLOAT_PARENT, Candidate, Reason, save_candidates
+from hfaccel.stages.race import Entrant, RaceResult, is_faster, race, speedup_of
 
 if TYPE_CHECKING:
     from hfaccel.quant.calibration import ActivationStatistics, Feeds
     from hfaccel.recipe.schema import GraphScope, Recipe, Rung
 
 NAME: StageName = "quantize"
-REVISION = 1
+REVISION = 2
 LIBRARIES = ("onnx", "onnx-ir", "onnxruntime", "tokenizers", "numpy")
 CALIBRATION_BATCH = 8
-PAUSE_S = 0.002
-"""Rest before each timed run, so that the spinning threads of the other session are asleep."""
 
 
 def settings(recipe: Recipe) -> Mapping[str, Any]:
@@ -52,26 +47,29 @@ def run(artifact: Artifact | None, ctx: StageContext) -> StageResult:
     """Make a folder with the float graph, every candidate that was built and not slower, and ``candidates.json``."""
     assert artifact is not None  # the pipeline checked requires()
     parents = _float_parents(ctx)
-    parent_scope, parent_timings = _faster_parent(parents, ctx)
-    parent = parents[parent_scope]
-    copy_graph(parent.graph_path, ctx.workdir)
-    session = SessionSettings(intra_op_num_threads=0)
-    floating = Candidate(FLOAT_PARENT, GRAPH_NAME, "fp32", session, size_bytes=_graph_bytes(ctx.workdir))
-    batches = calibration_batches(ctx)
-    candidates = [floating]
-    statistics: dict[GraphScope, Mapping[str, ActivationStatistics]] = {}
-    if ctx.recipe.quantize.precision in ("auto", "int8"):
-        for rung in ctx.recipe.quantize.ladder:
-            ctx.progress.step(f"quantizing: {rung.name}")
-            if batches and rung.needs_calibration and rung.graph in parents and rung.graph not in statistics:
-                statistics[rung.graph] = gather_statistics(parents[rung.graph].graph_path, batches, ctx.workdir / "scratch")
-            candidates.append(_candidate(rung, parents, parent, batches, statistics.get(rung.graph, {}), ctx))
+    built = [_build(rung, made, parents, ctx) for rung, made in _rungs(parents, ctx)]
+    floats: dict[str, Entrant] = {
+        scope: Entrant(parent.graph_path, SessionSettings(), parent.size_bytes) for scope, parent in parents.items()
+    }
+    result = _race(floats, built, ctx)
+    copy_graph(floats[result.parent].graph, ctx.workdir)
+    floating = Candidate(
+        FLOAT_PARENT,
+        GRAPH_NAME,
+        "fp32",
+        SessionSettings(),
+        size_bytes=_graph_bytes(ctx.workdir),
+        timings=result.timings.get(result.parent, ()),
+    )
+    candidates = [floating, *(_timed(candidate, result, ctx) for candidate in built)]
     save_candidates(candidates, ctx.workdir)
     made = Artifact(ctx.workdir, GRAPH_NAME, "fp32", artifact.contract, record_files(ctx.workdir))
     alive = [candidate.name for candidate in candidates if candidate.reason is None]
     metrics = {
-        "float_parent": parent_scope,
-        "float_ms": parent_timings,
+        "float_parent": result.parent,
+        "float_ms": {
+            scope: {item.point: item.candidate_ms for item in result.timings[scope]} for scope in floats if result.timings
+        },
         "calibration_examples": len(ctx.calibration),
         "alive": alive,
         "dropped": {candidate.name: candidate.reason for candidate in candidates if candidate.reason},
@@ -98,27 +96,26 @@ def _float_parents(ctx: StageContext) -> dict[GraphScope, Artifact]:
     return parents
 
 
-def _faster_parent(parents: Mapping[GraphScope, Artifact], ctx: StageContext) -> tuple[GraphScope, dict[str, float]]:
-    """The float graph that candidates must beat: the fastest there is. Not on the target, the fused one is assumed."""
-    if len(parents) == 1 or not ctx.on_target:
-        return ("fused" if "fused" in parents else "optimized"), {}
-    ctx.progress.step("timing the float graphs")
-    timings = _time(parents["optimized"].graph_path, parents["fused"].graph_path, SessionSettings(), ctx)
-    totals = {"optimized": sum(item.parent_ms for item in timings), "fused": sum(item.candidate_ms for item in timings)}
-    return ("fused" if totals["fused"] <= totals["optimized"] else "optimized"), totals
+def _rungs(parents: Mapping[GraphScope, Artifact], ctx: StageContext) -> Iterator[tuple[Rung, CalibrationData]]:
+    """The ladder's rungs, each with what calibration found on its float graph; statistics are gathered once per graph."""
+    if ctx.recipe.quantize.precision not in ("auto", "int8"):
+        return
+    batches = calibration_batches(ctx)
+    statistics: dict[GraphScope, Mapping[str, ActivationStatistics]] = {}
+    ladder = ctx.recipe.quantize.ladder
+    for number, rung in enumerate(ladder):
+        ctx.progress.step(f"quantizing: {rung.name}")
+        ctx.progress.advance(number, 2 * len(ladder))  # the second half is timing
+        if batches and rung.needs_calibration and rung.graph in parents and rung.graph not in statistics:
+            statistics[rung.graph] = gather_statistics(parents[rung.graph].graph_path, batches, ctx.workdir / "scratch")
+        yield rung, CalibrationData(batches, statistics.get(rung.graph, {}))
 
 
-def _candidate(
-    rung: Rung,
-    parents: Mapping[GraphScope, Artifact],
-    parent: Artifact,
-    batches: Sequence[Feeds],
-    statistics: Mapping[str, ActivationStatistics],
-    ctx: StageContext,
-) -> Candidate:
+def _build(rung: Rung, calibration: CalibrationData, parents: Mapping[GraphScope, Artifact], ctx: StageContext) -> Candidate:
+    """The rung's graph under ``candidates/``, or the reason why there is none."""
     session = SessionSettings(disabled_optimizers=rung.disabled_optimizers)
     empty = Candidate(rung.name, "", "int8", session)
-    if rung.needs_calibration and not batches:
+    if rung.needs_calibration and not calibration.batches:
         detail = "static ranges, smoothing and outliers are measured on real text: give --calibration FILE or --data FILE"
         return replace(empty, reason="needs-calibration-data", detail=detail)
     if rung.graph not in parents:
@@ -127,7 +124,7 @@ def _candidate(
     folder.mkdir(parents=True)
     try:
         built = build_candidate(
-            rung, parents[rung.graph].graph_path, batches, statistics, weight_bits=ctx.recipe.quantize.weight_bits, folder=folder
+            rung, parents[rung.graph].graph_path, calibration, weight_bits=ctx.recipe.quantize.weight_bits, folder=folder
         )
         finite = _is_finite(GraphSession(built.path, session), ctx)
     except (HfaccelError, ValueError, RuntimeError, KeyError, TypeError, AssertionError) as error:
@@ -140,57 +137,38 @@ def _candidate(
         quantized=len(built.quantized),
         kept_float=built.kept_float,
     )
-    if not finite:
-        shutil.rmtree(folder)
-        return replace(made, graph="", reason="not-finite", detail="the graph gives NaN or infinity")
-    if not ctx.on_target:
-        return made
-    timings = _time(parent.graph_path, built.path, session, ctx)
-    speedup = _geometric_mean([item.speedup for item in timings])
-    made = replace(made, timings=timings, speedup=speedup)
-    if _geometric_mean([item.speedup_lower_bound for item in timings]) <= 1.0:
-        shutil.rmtree(folder)
-        return replace(made, graph="", reason="slower-than-parent", detail=f"{speedup:.2f}x its float parent, bound not above 1")
-    return made
+    return made if finite else _dropped(made, "not-finite", "the graph gives NaN or infinity", ctx)
 
 
-def _time(parent: Path, candidate: Path, session: SessionSettings, ctx: StageContext) -> tuple[PointTiming, ...]:
-    """Interleaved runs of both graphs at every point of the workload, with as many threads as there are physical cores."""
-    threads = physical_cores()
-    runners = {
-        "parent": GraphSession(parent, SessionSettings(intra_op_num_threads=threads)),
-        "candidate": GraphSession(candidate, replace(session, intra_op_num_threads=threads)),
-    }
-    vocabulary_size = int(ctx.source.config.get("vocab_size", 2))
-    results = []
-    for point in parse_workload(ctx.recipe.measure.workload):
-        feeds = make_feeds(point, runners["parent"].input_names, vocabulary_size=vocabulary_size, seed=ctx.recipe.seed)
-        calls = {name: functools.partial(_call, runner, feeds) for name, runner in runners.items()}
-        timings = interleaved(calls, seconds=ctx.recipe.measure.seconds_per_point, pause_s=PAUSE_S)
-        result = compare(timings["parent"], timings["candidate"])
-        results.append(
-            PointTiming(
-                str(point), timings["parent"].p50, timings["candidate"].p50, result.ratio, result.lower_bound, result.stable
-            )
-        )
-    return tuple(results)
+def _race(floats: Mapping[str, Entrant], built: Sequence[Candidate], ctx: StageContext) -> RaceResult:
+    """Timings where this host is the target; elsewhere none, and the most fused float graph is taken for the fastest."""
+    alive = {item.name: Entrant(ctx.workdir / item.graph, item.session, item.size_bytes) for item in built if item.reason is None}
+    if not ctx.on_target or len(floats) + len(alive) == 1:
+        return RaceResult(list(floats)[-1], {})
+    return race(floats, alive, ctx)
 
 
-def _call(runner: GraphSession, feeds: Feeds) -> None:
-    runner.run(feeds)
+def _timed(candidate: Candidate, result: RaceResult, ctx: StageContext) -> Candidate:
+    timings = result.timings.get(candidate.name)
+    if timings is None:
+        return candidate
+    timed = replace(candidate, timings=timings, speedup=speedup_of(timings))
+    if is_faster(timings):
+        return timed
+    detail = f"{timed.speedup:.2f}x its float parent, 95 % bound not above 1"
+    return _dropped(timed, "slower-than-parent", detail, ctx)
+
+
+def _dropped(candidate: Candidate, reason: Reason, detail: str, ctx: StageContext) -> Candidate:
+    shutil.rmtree((ctx.workdir / candidate.graph).parent)
+    return replace(candidate, graph="", reason=reason, detail=detail)
 
 
 def _is_finite(runner: GraphSession, ctx: StageContext) -> bool:
     point = parse_workload("2x16")[0]
-    feeds = make_feeds(
-        point, runner.input_names, vocabulary_size=int(ctx.source.config.get("vocab_size", 2)), seed=ctx.recipe.seed
-    )
+    feeds = make_feeds(point, runner.input_names, vocabulary_size=ctx.source.vocabulary_size, seed=ctx.recipe.seed)
     return all(bool(np.isfinite(output).all()) for output in runner.run(feeds).values())
 
 
 def _graph_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.iterdir() if path.is_file() and path.name.startswith(GRAPH_NAME))
-
-
-def _geometric_mean(values: Sequence[float]) -> float:
-    return math.exp(sum(math.log(max(value, 1e-9)) for value in values) / len(values)) if values else 1.0

@@ -120,8 +120,24 @@ def test_smoothing_is_exact(graph: Path, tmp_path: Path) -> None:
     model = load_graph(graph)
     names = [site.activation for site in matmul_sites(model)]
     statistics = observe(model, names, [feeds(2)], workdir=tmp_path / "b")
-    assert smooth_activations(model, statistics, 0.6) == len(set(names))
+    assert smooth_activations(model, statistics, 0.6, names=names) == len(set(names))
     np.testing.assert_allclose(answers(model, tmp_path / "c"), before, atol=1e-4)
+
+
+def test_statistics_follow_the_rewrites(graph: Path, tmp_path: Path) -> None:
+    """Ranges derived from one pass over the unchanged graph are those that a pass over the changed graph would find."""
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    model, texts = load_graph(graph), [feeds(seed) for seed in range(3)]
+    names = [site.activation for site in matmul_sites(model)]
+    statistics = observe(model, names, texts, workdir=tmp_path / "a")
+    split = split_outlier_neurons(model, statistics, 2)
+    smooth_activations(model, statistics, 0.6, names=names, exclude=split)
+    sites = [site.activation for site in matmul_sites(model) if site.node not in split]
+    observed = observe(model, sites, texts, workdir=tmp_path / "b")
+    assert any(name.endswith("_smoothed") for name in sites)
+    for name in sites:
+        np.testing.assert_allclose(statistics[name].range("minmax"), observed[name].range("minmax"), rtol=1e-4, atol=1e-4)
 
 
 def test_the_outlier_product_is_the_most_sensitive(graph: Path, tmp_path: Path) -> None:
@@ -144,12 +160,12 @@ def test_smoothing_scale_is_finite_even_for_dead_channels(values: list[float], a
 @settings(max_examples=60, deadline=None)
 def test_streamed_statistics_equal_those_of_the_whole(values: list[float], parts: int) -> None:
     array = np.array(values, dtype=np.float32).reshape(-1, 1)
-    statistics = ActivationStatistics(np.zeros(1, dtype=np.float32))
+    statistics = ActivationStatistics.empty(1)
     for part in np.array_split(array, min(parts, len(array))):
         statistics.update(part, histogram=True)
-    assert statistics.minimum == min(0.0, float(array.min()))
-    assert statistics.maximum == max(0.0, float(array.max()))
+    assert statistics.range("minmax") == (min(0.0, float(array.min())), max(0.0, float(array.max())))
     assert statistics.histogram.sum() == array.size
     assert len(statistics.histogram) == 2048  # memory does not grow with the number of texts
     low, high = statistics.range("percentile")
-    assert statistics.minimum <= low <= 0 <= high <= statistics.maximum
+    smallest, largest = statistics.range("minmax")
+    assert smallest <= low <= 0 <= high <= largest

@@ -19,7 +19,7 @@ class World:
     def __init__(self) -> None:
         self.now_s = 0.0
 
-    def contender(self, name, graph_ms, end_to_end_ms, *, slower_after_runs=None):
+    def contender(self, name, graph_ms, end_to_end_ms, *, slower_after_runs=None, growing=1.0):
         def prepare(milliseconds):
             runs = 0
 
@@ -27,7 +27,7 @@ class World:
                 nonlocal runs
                 runs += 1
                 late = slower_after_runs is not None and runs > slower_after_runs
-                self.now_s += milliseconds * (3 if late else 1) / 1000
+                self.now_s += milliseconds * growing**runs * (3 if late else 1) / 1000
 
             return run
 
@@ -56,12 +56,19 @@ def test_every_point_and_mode_has_a_row_for_each_contender():
 
 def test_what_is_not_stable_gets_no_number():
     world = World()
-    artifact, wavering = world.contender("artifact", 5, 5), world.contender("torch fp32", 10, 10, slower_after_runs=50)
-    rows = world.bench(artifact, wavering, modes=("graph only",))
+    artifact, growing = world.contender("artifact", 5, 5), world.contender("torch fp32", 10, 10, growing=1.05)
+    rows = world.bench(artifact, growing, modes=("graph only",))
     assert rows[1].cells()[3:] == ("not stable", "", "", "", "not stable", "")
     data = rows[1].to_json()
     assert (data["stable"], data["p50_ms"], data["artifact_speedup"]["ratio"]) == (False, None, None)
     assert rows[0].cells()[3] == "5.00"
+
+
+def test_it_waits_for_calm_and_reports_what_came_after():
+    world = World()
+    artifact, late = world.contender("artifact", 5, 5), world.contender("torch fp32", 10, 10, slower_after_runs=100)
+    rows = world.bench(artifact, late, modes=("graph only",))
+    assert rows[1].cells()[3:4] + rows[1].cells()[-2:] == ("30.00", "6.00x", "6.00x")
 
 
 def test_an_unknown_peer_is_named():

@@ -95,8 +95,8 @@ def test_nothing_to_time_and_senseless_rounds_are_refused():
 
 
 def test_percentiles_are_in_order():
-    timing = Timing(tuple(float(value) for value in range(1, 101)))
-    assert (timing.p50, timing.p95, timing.p99) == pytest.approx((50.5, 95.05, 99.01))
+    timing = Timing((500.0,) * 40 + (*map(float, range(1, 61)),))  # the first two fifths are for settling in
+    assert (timing.p50, timing.p95, timing.p99) == pytest.approx((30.5, 57.05, 59.41))
 
 
 @pytest.mark.parametrize(
@@ -121,6 +121,30 @@ def test_an_unstable_side_makes_the_comparison_unstable():
     assert not compare(steady, jumping).stable
     assert not compare(jumping, steady).stable
     assert compare(steady, steady).stable
+
+
+def test_what_slows_both_alike_leaves_the_ratio_stable():
+    quick, slow = Timing((10.0,) * 24 + (20.0,) * 6), Timing((30.0,) * 24 + (60.0,) * 6)
+    assert not quick.stable
+    assert compare(slow, quick).stable
+    assert compare(slow, quick).ratio == pytest.approx(3.0)
+
+
+def test_with_patience_it_goes_on_until_the_times_are_stable():
+    busy_then_calm = [10, 30, 10, 50, 10, 90, 20, 70] * 2 + [10] * 500
+    clock = FakeClock()
+    impatient = interleaved({"one": clock.runner("one", *busy_then_calm)}, seconds=0.3, clock=clock)
+    assert not impatient["one"].stable
+    clock = FakeClock()
+    patient = interleaved({"one": clock.runner("one", *busy_then_calm)}, seconds=0.3, patience=5, clock=clock)
+    assert patient["one"].stable
+    assert clock.now_s < 0.3 * 5
+
+
+def test_patience_ends():
+    clock = FakeClock()
+    never_calm = interleaved({"one": clock.runner("one", *(10 * 1.2**n for n in range(60)))}, seconds=1, patience=3, clock=clock)
+    assert not never_calm["one"].stable
 
 
 @settings(max_examples=40)

@@ -1,0 +1,66 @@
+"""Which of the candidates that hold every gate ships."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from hfaccel.stages.candidates import Candidate
+
+if TYPE_CHECKING:
+    from hfaccel.recipe.schema import Objective
+
+NEAR_EQUAL = 0.05
+"""Candidates this close to the best one are equal as far as timings on a shared machine can tell: accuracy decides."""
+
+
+def choose(judged: Sequence[Candidate], objective: Objective) -> Candidate | None:
+    """The best candidate without a reason against it; None when there is none.
+
+    Among those within 5 % of the best by the objective, the one whose accuracy is most certain is taken. The float graph ships
+    only when no quantized candidate is left: those that are left were measured faster (or, off the target, are smaller).
+    """
+    left = [candidate for candidate in judged if candidate.reason is None]
+    quantized = [candidate for candidate in left if candidate.precision != "fp32"]
+    if not quantized:
+        return left[0] if left else None
+    best = max(merit(candidate, objective) for candidate in quantized)
+    near = [candidate for candidate in quantized if merit(candidate, objective) >= best * (1 - NEAR_EQUAL)]
+    return min(near, key=_risk)
+
+
+def rank(judged: Sequence[Candidate], chosen: Candidate, objective: Objective) -> list[Candidate]:
+    """All candidates as reports list them: the chosen one first, then by the objective; each that lost says so."""
+    told: list[Candidate] = []
+    for candidate in sorted(judged, key=lambda candidate: -merit(candidate, objective)):
+        if candidate.name == chosen.name:
+            told.insert(0, replace(candidate, detail="chosen"))
+        elif candidate.reason is None:
+            detail = "holds all gates; " + _why_not(candidate, chosen, objective)
+            told.append(replace(candidate, reason="not-better-than-chosen", detail=detail))
+        else:
+            told.append(candidate)
+    return told
+
+
+def merit(candidate: Candidate, objective: Objective) -> float:
+    """More is better: bytes saved, speed-up at the last point of the workload, or speed-up over all of it."""
+    if objective == "size":
+        return 1.0 / max(1, candidate.size_bytes)
+    if objective == "throughput" and candidate.timings:
+        return candidate.timings[-1].speedup
+    return candidate.speedup
+
+
+def _risk(candidate: Candidate) -> tuple[float, float]:
+    """Upper bound of the loss, then distance of the outputs: smaller is safer."""
+    verdict = candidate.verdict or {}
+    losses = [float(loss["upper_bound"]) for loss in verdict.get("losses") or ()]
+    return max(losses, default=0.0), 1.0 - float(verdict.get("cosine_lower_bound") or 0.0)
+
+
+def _why_not(candidate: Candidate, chosen: Candidate, objective: Objective) -> str:
+    if candidate.precision == "fp32" or merit(chosen, objective) > merit(candidate, objective):
+        return f"{chosen.name} is better by the objective ({objective})"
+    return f"{chosen.name} is as good within 5 % by the objective ({objective}), and more accurate"

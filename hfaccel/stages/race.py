@@ -1,0 +1,163 @@
+"""Times all graphs of the quantize stage against each other, in turns, so that a slow phase of the machine hits all alike."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hfaccel.artifact.contract import SessionSettings
+from hfaccel.measure.host import physical_cores
+from hfaccel.measure.timing import Timing, compare, interleaved
+from hfaccel.measure.workload import Point, make_feeds, parse_workload
+from hfaccel.runtime.session import GraphSession
+from hfaccel.stages.candidates import PointTiming
+
+if TYPE_CHECKING:
+    from hfaccel.quant.calibration import Feeds
+    from hfaccel.stages.base import StageContext
+
+PAUSE_S = 0.002
+"""Rest before each timed run, so that the spinning threads of the session before are asleep."""
+SESSION_FACTOR, SESSION_BASE_BYTES = 2, 60_000_000
+"""Memory of an open session: its weights twice (as read, and packed for the kernels), and its arena."""
+OPEN_FACTOR, OPEN_BASE_BYTES = 3, 600_000_000
+"""Sessions are open at the same time up to three times the float graph's bytes and this: compiling must fit a laptop."""
+REMATCHES = 2
+"""How often a race against the float graph is run again, longer, while its bounds lie on both sides of 1."""
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """A graph in the race, the session settings that it will run with, and its size on disk."""
+
+    graph: Path
+    session: SessionSettings
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class RaceResult:
+    """The fastest float graph by name, and every entrant's timings against it, one per point of the workload."""
+
+    parent: str
+    timings: Mapping[str, tuple[PointTiming, ...]]
+
+
+def race(floats: Mapping[str, Entrant], candidates: Mapping[str, Entrant], ctx: StageContext) -> RaceResult:
+    """Time the float graphs, then the candidates with the fastest of them, at every point of the workload.
+
+    Candidates race together, as many as memory allows, with as many threads as there are physical cores. One of which the bounds
+    do not tell whether it is faster than the float graph meets it again, alone and longer.
+
+    Args:
+        floats: the float graphs; the fastest of them is the parent that the others are compared with.
+        candidates: the quantized graphs.
+        ctx: of the stage: workload, seconds per point and progress.
+    """
+    points = parse_workload(ctx.recipe.measure.workload)
+    parent, results = _fastest(floats, points, ctx)
+    for group in _groups(floats[parent], candidates):
+        ctx.progress.step(f"timing {', '.join(group)}")
+        timed = _time({parent: floats[parent], **group}, points, ctx, lengthened=1)
+        results |= {
+            name: tuple(_point_timing(point, times[parent], times[name]) for point, times in timed.items()) for name in group
+        }
+    for name in candidates:
+        for attempt in range(1, REMATCHES + 1):
+            if is_faster(results[name]) or is_slower(results[name]):
+                break
+            ctx.progress.step(f"timing {name} again: the bounds do not tell whether it is faster than float")
+            timed = _time({parent: floats[parent], name: candidates[name]}, points, ctx, lengthened=2**attempt)
+            results[name] = tuple(_point_timing(point, times[parent], times[name]) for point, times in timed.items())
+    return RaceResult(parent, results)
+
+
+def _fastest(
+    floats: Mapping[str, Entrant], points: Sequence[Point], ctx: StageContext
+) -> tuple[str, dict[str, tuple[PointTiming, ...]]]:
+    """The fastest float graph, and the timings of all of them against it."""
+    ctx.progress.step(f"timing the float graph{'s' if len(floats) > 1 else ''}: {', '.join(floats)}")
+    timed = _time(floats, points, ctx, lengthened=1)
+    parent = min(floats, key=lambda name: _geometric_mean([times[name].p50 for times in timed.values()]))
+    return parent, {
+        name: tuple(_point_timing(point, times[parent], times[name]) for point, times in timed.items()) for name in floats
+    }
+
+
+def speedup_of(timings: Sequence[PointTiming]) -> float:
+    """Geometric mean of the speed-ups over the workload."""
+    return _geometric_mean([item.speedup for item in timings])
+
+
+def is_faster(timings: Sequence[PointTiming]) -> bool:
+    """Whether the lower bound of the speed-up lies above 1 over the workload."""
+    return _geometric_mean([item.speedup_lower_bound for item in timings]) > 1.0
+
+
+def is_slower(timings: Sequence[PointTiming]) -> bool:
+    """Whether even the upper bound of the speed-up lies at 1 or below."""
+    return _geometric_mean([item.speedup_upper_bound for item in timings]) <= 1.0
+
+
+def _groups(parent: Entrant, candidates: Mapping[str, Entrant]) -> Iterator[dict[str, Entrant]]:
+    """Candidates that are open together with the parent, as many as fit into the memory that compiling may use."""
+    room = OPEN_FACTOR * parent.size_bytes + OPEN_BASE_BYTES - _session_bytes(parent)
+    group: dict[str, Entrant] = {}
+    for name, entrant in candidates.items():
+        if group and sum(map(_session_bytes, (*group.values(), entrant))) > room:
+            yield group
+            group = {}
+        group[name] = entrant
+    if group:
+        yield group
+
+
+def _session_bytes(entrant: Entrant) -> int:
+    return SESSION_FACTOR * entrant.size_bytes + SESSION_BASE_BYTES
+
+
+def _time(
+    entrants: Mapping[str, Entrant], points: Sequence[Point], ctx: StageContext, *, lengthened: int
+) -> dict[Point, dict[str, Timing]]:
+    """Samples by point and entrant, ``lengthened`` times as long as the recipe says for each entrant."""
+    threads, seconds = physical_cores(), ctx.recipe.measure.seconds_per_point * len(entrants) * lengthened
+    runners = {
+        name: GraphSession(entrant.graph, replace(entrant.session, intra_op_num_threads=threads))
+        for name, entrant in entrants.items()
+    }
+    vocabulary_size, seed = ctx.source.vocabulary_size, ctx.recipe.seed
+    timed = {}
+    for point in points:
+        calls = {
+            name: functools.partial(
+                _call, runner, make_feeds(point, runner.input_names, vocabulary_size=vocabulary_size, seed=seed)
+            )
+            for name, runner in runners.items()
+        }
+        timed[point] = interleaved(calls, seconds=seconds, pause_s=PAUSE_S)
+    return timed
+
+
+def _point_timing(point: Point, parent: Timing, candidate: Timing) -> PointTiming:
+    result = compare(parent, candidate)
+    return PointTiming(
+        point=str(point),
+        parent_ms=parent.p50,
+        candidate_ms=candidate.p50,
+        speedup=result.ratio,
+        speedup_lower_bound=result.lower_bound,
+        speedup_upper_bound=result.upper_bound,
+        stable=result.stable,
+    )
+
+
+def _call(runner: GraphSession, feeds: Feeds) -> None:
+    runner.run(feeds)
+
+
+def _geometric_mean(values: Sequence[float]) -> float:
+    return math.exp(sum(math.log(max(value, 1e-9)) for value in values) / len(values)) if values else 1.0

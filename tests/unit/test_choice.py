@@ -1,0 +1,87 @@
+"""Which candidate ships: hand-made verdicts and timings, so that each rule is seen alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from hfaccel.artifact.contract import Precision, SessionSettings
+from hfaccel.stages.candidates import Candidate, PointTiming
+from hfaccel.stages.choice import choose, rank
+
+
+def candidate(
+    name: str,
+    *,
+    speedup: float = 1.0,
+    bound: float = 0.0,
+    precision: Precision = "int8",
+    size_bytes: int = 50,
+    **fields: Any,
+) -> Candidate:
+    verdict = {"losses": [{"upper_bound": bound}], "cosine_lower_bound": 1.0}
+    return Candidate(name, "g", precision, SessionSettings(), speedup=speedup, verdict=verdict, size_bytes=size_bytes, **fields)
+
+
+FLOAT = candidate("float", precision="fp32", size_bytes=100)
+
+
+def chosen_name(*candidates: Candidate, objective: Any = "latency") -> str | None:
+    best = choose(candidates, objective)
+    return best.name if best else None
+
+
+def test_the_fastest_that_holds_ships() -> None:
+    assert chosen_name(FLOAT, candidate("slow", speedup=1.5), candidate("fast", speedup=2.0, bound=0.009)) == "fast"
+
+
+def test_a_refused_candidate_never_ships_however_fast() -> None:
+    assert chosen_name(FLOAT, candidate("broken", speedup=9, reason="loss-over-budget"), candidate("ok", speedup=1.2)) == "ok"
+
+
+def test_among_equals_the_more_accurate_ships() -> None:
+    assert chosen_name(FLOAT, candidate("a", speedup=2.00, bound=0.009), candidate("b", speedup=1.95, bound=0.002)) == "b"
+
+
+def test_off_the_target_nothing_is_timed_and_a_quantized_candidate_still_ships() -> None:
+    assert chosen_name(FLOAT, candidate("int8")) == "int8"
+
+
+def test_float_ships_when_nothing_else_is_left() -> None:
+    assert chosen_name(FLOAT, candidate("x", reason="slower-than-parent")) == "float"
+
+
+def test_nothing_ships_when_float_is_broken_too() -> None:
+    assert chosen_name(candidate("float", precision="fp32", reason="not-finite")) is None
+
+
+@pytest.mark.parametrize(("objective", "winner"), [("size", "small"), ("throughput", "large-batches"), ("latency", "fast")])
+def test_the_objective_decides(objective: str, winner: str) -> None:
+    def timing(speedup: float) -> tuple[PointTiming, ...]:
+        return (PointTiming("8x128", 10, 10 / speedup, speedup, speedup, speedup, True),)
+
+    candidates = [
+        candidate("small", speedup=1.5, size_bytes=20, timings=timing(1.2)),
+        candidate("large-batches", speedup=2.0, timings=timing(4)),
+        candidate("fast", speedup=3.0, timings=timing(2)),
+    ]
+    assert chosen_name(FLOAT, *candidates, objective=objective) == winner
+
+
+def test_the_list_says_why_each_other_lost() -> None:
+    candidates = [
+        FLOAT,
+        candidate("a", speedup=2.00, bound=0.009),
+        candidate("b", speedup=1.95, bound=0.002),
+        candidate("c", speedup=3, reason="batch-variant", detail="told before"),
+        candidate("d", speedup=1.2),
+    ]
+    best = choose(candidates, "latency")
+    assert best is not None
+    told = {item.name: (item.reason, item.detail) for item in rank(candidates, best, "latency")}
+    assert list(told) == ["b", "c", "a", "d", "float"]
+    assert told["b"] == (None, "chosen")
+    assert told["c"] == ("batch-variant", "told before")
+    assert told["a"][1] == "holds all gates; b is as good within 5 % by the objective (latency), and more accurate"
+    assert told["d"][1] == told["float"][1] == "holds all gates; b is better by the objective (latency)"
