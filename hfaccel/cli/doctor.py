@@ -2,87 +2,142 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
-import os
 import re
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hfaccel.cli.output import Output
-from hfaccel.errors import SettingsError
+from hfaccel.errors import ExitCode
 
-_REQUIREMENT = re.compile(r"^\s*([A-Za-z0-9._-]+)")
+if TYPE_CHECKING:
+    from hfaccel.recipe.targets import HostInfo
+
+_REQUIREMENT = re.compile(r"^\s*([A-Za-z0-9._-]+)\s*([^;]*)")
 _EXTRA = re.compile(r"""extra\s*==\s*["']([^"']+)["']""")
+_BOUND = re.compile(r"(>=|<)\s*([0-9.]+)")
+_MODULES = {"pyyaml": "yaml"}
+"""Modules of the base install whose name differs from that of their package."""
 _GIB = 2**30
+_INSTALL = {"base": "pip install --upgrade --force-reinstall hfaccel", "compile": "pip install 'hfaccel[compile]'"}
+
+
+@dataclass(frozen=True)
+class _Package:
+    """A package that hfaccel asks for; ``problem`` is empty when it is there and fits."""
+
+    name: str
+    version: str | None
+    problem: str
 
 
 def doctor(json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False) -> None:
     """Check this machine and this installation: CPU, memory, disk, libraries, execution providers.
 
-    Exit code 0 when the base install is complete. Example: hfaccel doctor
+    Exit code 0 when all that the base install needs works, 8 when not. The packages that compiling needs may be absent.
+
+    Example: hfaccel doctor
     """
-    from hfaccel.recipe.targets import detect_host
-
     output = Output(as_json=json)
-    groups = {name: _versions(name) for name in ("base", "compile")}
-    missing = {name: [package for package, version in group.items() if version is None] for name, group in groups.items()}
-    # Base packages that are missing make the rest of this report impossible.
-    if missing["base"]:
-        raise SettingsError(
-            f"the base install is not complete, missing: {', '.join(missing['base'])}", hint="run: pip install hfaccel"
-        )
-    host = detect_host()
-    cache = _cache_folder()
-    disk_free_bytes = shutil.disk_usage(_existing_parent(cache)).free
-    providers = _providers()
-    commands = ["pip install 'hfaccel[compile]'"] if missing["compile"] else []
-
-    output.line(f"host profile   {host.profile}")
-    output.line(
-        f"cpu            {host.brand} ({host.microarchitecture}), {host.physical_cores} cores, {host.logical_cores} threads"
-    )
-    output.line(f"memory         {host.memory_bytes / _GIB:.1f} GiB")
-    output.line(f"cache folder   {cache}, {disk_free_bytes / _GIB:.1f} GiB free")
-    output.line(f"system         {host.os}, Python {host.python}")
-    output.line(f"providers      {', '.join(providers)}")
-    rows = [(name, package, version or "missing") for name, group in groups.items() for package, version in group.items()]
-    output.table("", ("install", "package", "version"), rows)
-    for command in commands:
-        output.line(f"to compile models, run: {command}")
+    groups = {"base": [_imported(package) for package in _packages("base")], "compile": _packages("compile")}
+    problems = {name: {package.name: package.problem for package in group if package.problem} for name, group in groups.items()}
+    if not groups["base"]:
+        problems["base"]["hfaccel"] = "is not installed as a package"
+    commands = [_INSTALL[name] for name, found in problems.items() if found]
+    # With a broken package the machine cannot be looked at, but what is broken can still be said.
+    machine = {} if problems["base"] else _machine(output)
+    rows = [(name, package.name, package.version or "", package.problem) for name, group in groups.items() for package in group]
+    output.table("", ("install", "package", "version", "problem"), rows)
+    if problems["compile"]:
+        output.line(f"to compile models, run: {_INSTALL['compile']}")
     output.result(
         {
-            "host": asdict(host),
-            "cache": {"folder": str(cache), "disk_free_bytes": disk_free_bytes},
-            "providers": providers,
-            "packages": groups,
-            "missing": missing,
+            **machine,
+            "packages": {name: {package.name: package.version for package in group} for name, group in groups.items()},
+            "missing": {name: [package.name for package in group if package.version is None] for name, group in groups.items()},
+            "problems": problems,
             "commands": commands,
         }
     )
+    if problems["base"]:
+        for name, problem in problems["base"].items():
+            output.warn(f"{name} {problem}")
+        output.info(f"the base install is broken, run: {_INSTALL['base']}")
+        raise typer.Exit(ExitCode.TARGET)
 
 
-def _versions(group: str) -> dict[str, str | None]:
-    """Package -> installed version (None: missing) of the base install or of an extra."""
-    versions: dict[str, str | None] = {}
-    for requirement in importlib.metadata.requires("hfaccel") or []:
-        name = _REQUIREMENT.match(requirement)
-        extra = _EXTRA.search(requirement)
-        if name is None or (extra.group(1) if extra else "base") != group:
+def _machine(output: Output) -> dict[str, Any]:
+    import onnxruntime
+
+    from hfaccel.artifact.store import default_cache_folder
+    from hfaccel.recipe.targets import detect_host
+
+    host, cache, providers = detect_host(), default_cache_folder(), list(onnxruntime.get_available_providers())
+    free_bytes = shutil.disk_usage(_existing_parent(cache)).free
+    _show(output, host, f"{cache}, {free_bytes / _GIB:.1f} GiB free", providers)
+    return {"host": asdict(host), "cache": {"folder": str(cache), "disk_free_bytes": free_bytes}, "providers": providers}
+
+
+def _show(output: Output, host: HostInfo, cache: str, providers: list[str]) -> None:
+    cores = f"{host.physical_cores} cores, {host.logical_cores} threads"
+    output.line(f"host profile   {host.profile}")
+    output.line(f"cpu            {host.brand} ({host.microarchitecture}), {cores}")
+    output.line(f"memory         {host.memory_bytes / _GIB:.1f} GiB")
+    output.line(f"cache folder   {cache}")
+    output.line(f"system         {host.os}, Python {host.python}")
+    output.line(f"providers      {', '.join(providers)}")
+
+
+def _packages(group: str) -> list[_Package]:
+    """The packages of the base install or of an extra, by name."""
+    try:
+        requirements = importlib.metadata.requires("hfaccel") or []
+    except importlib.metadata.PackageNotFoundError:
+        return []
+    found = []
+    for requirement in requirements:
+        match, extra = _REQUIREMENT.match(requirement), _EXTRA.search(requirement)
+        if match is None or (extra.group(1) if extra else "base") != group:
             continue
+        name, bounds = match.groups()
         try:
-            versions[name.group(1)] = importlib.metadata.version(name.group(1))
+            version = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            versions[name.group(1)] = None
-    return dict(sorted(versions.items()))
+            found.append(_Package(name, None, "missing"))
+            continue
+        found.append(_Package(name, version, "" if _fits(version, bounds) else f"does not fit {bounds.strip()}"))
+    return sorted(found, key=lambda package: package.name)
 
 
-def _cache_folder() -> Path:
-    named = os.environ.get("HFACCEL_CACHE")
-    return Path(named).expanduser() if named else Path.home() / ".cache" / "hfaccel"
+def _imported(package: _Package) -> _Package:
+    """The package with the problem that importing it shows: a file may be there and its system library not."""
+    if package.problem:
+        return package
+    try:
+        importlib.import_module(_MODULES.get(package.name, package.name))
+    except Exception as error:
+        text = str(error).strip().splitlines() or [""]
+        return _Package(package.name, package.version, f"cannot be imported: {type(error).__name__}: {text[0]}")
+    return package
+
+
+def _fits(version: str, bounds: str) -> bool:
+    number = _number(version)
+    return all((number >= _number(bound)) == (sign == ">=") for sign, bound in _BOUND.findall(bounds))
+
+
+def _number(version: str) -> tuple[int, ...]:
+    """The leading numbers of a version, without trailing zeros: 2.13.0+cpu is (2, 13)."""
+    match = re.match(r"\d+(?:\.\d+)*", version)
+    numbers = [int(part) for part in match.group().split(".")] if match else []
+    while numbers and numbers[-1] == 0:
+        numbers.pop()
+    return tuple(numbers)
 
 
 def _existing_parent(folder: Path) -> Path:
@@ -90,9 +145,3 @@ def _existing_parent(folder: Path) -> Path:
     while not folder.exists():
         folder = folder.parent
     return folder
-
-
-def _providers() -> list[str]:
-    import onnxruntime
-
-    return list(onnxruntime.get_available_providers())

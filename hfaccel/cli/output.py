@@ -130,8 +130,8 @@ class TerminalProgress:
         self._index = 0
 
     def stage(self, name: StageName, index: int, total: int) -> None:
-        """Say that a stage starts."""
-        self.step(f"{name} (stage {index} of {total})")
+        """Say that a stage starts: it moves the bar, lines come from the steps."""
+        self.finish()
         self._index = index
         if self._bar is not None and self._task is not None:
             stage = f"{name} {index}/{total}"

@@ -90,7 +90,9 @@ def test_errors_of_a_folder_say_what_to_do(classifier: Path, tmp_path: Path) -> 
     with pytest.raises(IntegrityError) as caught:
         load(tmp_path / "nowhere")
     assert str(caught.value) == f"{tmp_path / 'nowhere'}: there is no such folder (make one with: hfaccel compile MODEL -o OUT)"
-    with pytest.raises(IntegrityError, match=r"no manifest\.json here: this is not a compiled artifact \(make one with: hfaccel compile"):
+    with pytest.raises(
+        IntegrityError, match=r"no manifest\.json here: this is not a compiled artifact \(make one with: hfaccel compile"
+    ):
         load(tmp_path)
     manifest_path = classifier / "manifest.json"
     manifest = json.loads(manifest_path.read_text())
