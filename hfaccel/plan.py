@@ -176,7 +176,8 @@ def _estimate(stage: StageName, plan: Plan, weight_bytes: int) -> StageCost:
     weights too, but timed for as long as the recipe says; judging grows with the number of examples and of candidates.
     """
     recipe, gigabytes = plan.recipe, weight_bytes / 1e9
-    candidates = 1 + (len(recipe.quantize.ladder) if recipe.quantize.enabled else 0)
+    ladder = recipe.quantize.ladder if recipe.quantize.enabled else ()
+    candidates = 1 + sum(bool(plan.calibration) or not rung.needs_calibration for rung in ladder)
     examples = len(plan.dataset.examples) if plan.dataset else SAMPLE_EXAMPLES
     timed = candidates * len(recipe.measure.workload) * recipe.measure.seconds_per_point if plan.on_target else 0.0
     seconds = {
