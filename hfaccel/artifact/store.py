@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -15,7 +16,10 @@ from typing import Any
 
 from hfaccel.artifact.artifact import Artifact
 from hfaccel.artifact.cache_space import Hold, cache_limit_bytes, held_keys, locked, prune
-from hfaccel.errors import ResourceError, SettingsError
+from hfaccel.errors import HfaccelError, ResourceError, SettingsError
+
+_FULL = re.compile(r"No space left on device|\d+ requested and \d+ written|problem writing element \d+ to file")
+_FULL_BELOW_BYTES = 65_536
 
 
 def default_cache_folder() -> Path:
@@ -29,16 +33,34 @@ def disk_errors(where: Path) -> Iterator[None]:
     """Turn what the disk says into errors with advice: full, read-only, not allowed."""
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise ResourceError(
-                "the disk is full", where=str(where), hint="free space, or point -o and HFACCEL_CACHE elsewhere"
-            ) from error
-        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+    except HfaccelError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
             raise SettingsError(
                 f"cannot write here: {error.strerror}", where=str(where), hint="choose a folder that you may write to"
             ) from error
+        if _says_full(error) or _is_full(where):
+            raise ResourceError(
+                "the disk is full", where=str(where), hint="free space, or point -o and HFACCEL_CACHE elsewhere"
+            ) from error
         raise
+
+
+def _says_full(error: Exception) -> bool:
+    """Whether an error means that no space was left; numpy and the libraries in C++ and Rust drop the error number."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return _FULL.search(str(error)) is not None
+
+
+def _is_full(where: Path) -> bool:
+    """Whether the disk has no room now: some libraries do not notice and fail later, when they read what they wrote."""
+    try:
+        place = next(folder for folder in (where, *where.absolute().parents) if folder.is_dir())
+        return shutil.disk_usage(place).free < _FULL_BELOW_BYTES
+    except OSError:
+        return False
 
 
 @contextmanager
