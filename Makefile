@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.ready
 
-.PHONY: setup demo test test-real check clean
+.PHONY: setup demo test test-real check readme clean
 
 setup: $(STAMP)
 
@@ -41,6 +41,10 @@ test-real: $(STAMP)
 	$(BIN)/python -m pytest -m real -rs
 
 check: test test-real
+
+# The tables of README.md that follow from the code; a test says when they are out of date.
+readme: $(STAMP)
+	$(BIN)/python tests/readme_tables.py
 
 clean:
 	rm -rf $(VENV) demo build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

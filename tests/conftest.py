@@ -1,12 +1,15 @@
-"""What all tests share: no model hub, and real checkpoints on request."""
+"""What all tests share: no model hub, a tiny checkpoint, the command line inside this process, and real checkpoints on request."""
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,6 +20,111 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 DOWNLOAD_FAILED = 3
 
 RealAsset = Callable[[str, str], Path]
+WriteTokenizer = Callable[..., None]
+
+FAST = ("--workload", "1x8", "--set", "measure.seconds_per_point=0.05")
+"""Options that make a compile of a tiny checkpoint short."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished command: exit code, standard output, standard error."""
+
+    code: int
+    out: str
+    err: str
+
+
+CommandLine = Callable[..., Finished]
+
+
+@pytest.fixture(scope="session")
+def write_tokenizer() -> WriteTokenizer:
+    """Write a tokenizer of whole words into a folder: five special ones, then ``word0``, ``word1`` ..."""
+
+    def write(folder: Path, *, words: int = 100, settings: Mapping[str, Any] = {}) -> None:
+        from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+        special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+        vocabulary = [*special, *(f"word{number}" for number in range(words - len(special)))]
+        tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(vocabulary)}, unk_token="[UNK]"))
+        tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+        tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+        tokenizer.add_special_tokens(special)
+        tokenizer.save(str(folder / "tokenizer.json"))
+        named = {"pad_token": "[PAD]", "mask_token": "[MASK]", "model_max_length": 64, **settings}
+        text = json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", **named})
+        (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory, write_tokenizer: WriteTokenizer) -> Path:
+    """A random BERT that tells NO from YES: 2 layers, hidden size 64, 100 words."""
+    import torch
+    from transformers import BertConfig, BertForSequenceClassification
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("source") / "tiny"
+    config = BertConfig(
+        vocab_size=100,
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=128,
+        max_position_embeddings=64,
+        id2label={0: "NO", 1: "YES"},
+    )
+    BertForSequenceClassification(config).save_pretrained(folder)
+    write_tokenizer(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """CSV: text, label; 60 rows."""
+    path = tmp_path_factory.mktemp("data") / "reviews.csv"
+    rows = [f"word{n % 95} word{(n * 7) % 95} word{(n * 13) % 95},{'YES' if n % 2 else 'NO'}" for n in range(60)]
+    path.write_text("text,label\n" + "\n".join(rows) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Cache folder that the compiles of this session share."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def tiny_compiled(
+    tiny_checkpoint: Path, tiny_data: Path, tiny_cache: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, Any]]:
+    """The tiny checkpoint, compiled by a process of its own with an empty cache: its folder and what ``--json`` printed."""
+    output = tmp_path_factory.mktemp("output") / "tiny"
+    command = [sys.executable, "-m", "hfaccel", "compile", str(tiny_checkpoint), "-o", str(output), "--data", str(tiny_data)]
+    environment = {**os.environ, "HFACCEL_CACHE": str(tiny_cache)}
+    finished = subprocess.run([*command, "--json", *FAST], capture_output=True, text=True, env=environment, check=False)
+    assert finished.returncode == 0, finished.stderr
+    return output, json.loads(finished.stdout)
+
+
+@pytest.fixture
+def command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tiny_cache: Path) -> CommandLine:
+    """``hfaccel`` inside this process, from the arguments to the exit code, with the cache of the tiny compiles."""
+    from hfaccel.cli.app import main
+
+    monkeypatch.setenv("HFACCEL_CACHE", str(tiny_cache))
+
+    def run(*arguments: str | Path) -> Finished:
+        monkeypatch.setattr(sys, "argv", ["hfaccel", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        captured = capsys.readouterr()
+        return Finished(int(stopped.value.code or 0), captured.out, captured.err)
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -142,7 +142,8 @@ def read_hub_rows(spec: str) -> list[Row]:
     try:
         import datasets
     except ImportError as error:
-        raise MissingExtraError("datasets", extra="datasets", needed_for=f"the data set name '{spec}'") from error
+        needed_for = f"there is no file '{spec}', and a data set of that name"
+        raise MissingExtraError("datasets", extra="datasets", needed_for=needed_for) from error
     name, _, rest = spec.partition(":")
     config, _, split = rest.partition(":")
     try:

@@ -7,10 +7,10 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"word{number}" for number in range(95))]
 FAST = ("--workload", "1x8", "--set", "measure.seconds_per_point=0.05")
 
 
@@ -20,56 +20,31 @@ def hfaccel(*arguments: str | Path, cache: Path) -> subprocess.CompletedProcess[
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
+@pytest.fixture
+def cache(tiny_cache: Path) -> Path:
+    return tiny_cache
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import BertConfig, BertForSequenceClassification
-
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("source") / "tiny"
-    config = BertConfig(
-        vocab_size=len(WORDS),
-        hidden_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=128,
-        max_position_embeddings=64,
-        id2label={0: "NO", 1: "YES"},
-    )
-    BertForSequenceClassification(config).save_pretrained(folder)
-    tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
-    tokenizer.add_special_tokens(WORDS[:5])
-    tokenizer.save(str(folder / "tokenizer.json"))
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "[PAD]", "model_max_length": 64}
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
-    return folder
+@pytest.fixture
+def checkpoint(tiny_checkpoint: Path) -> Path:
+    return tiny_checkpoint
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("data") / "reviews.csv"
-    rows = [f"word{n % 95} word{(n * 7) % 95} word{(n * 13) % 95},{'YES' if n % 2 else 'NO'}" for n in range(60)]
-    path.write_text("text,label\n" + "\n".join(rows) + "\n", encoding="utf-8")
-    return path
+@pytest.fixture
+def data(tiny_data: Path) -> Path:
+    return tiny_data
 
 
-@pytest.fixture(scope="module")
-def compiled(checkpoint: Path, data: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    output = tmp_path_factory.mktemp("output") / "tiny"
-    process = hfaccel("compile", checkpoint, "-o", output, "--data", data, "--json", *FAST, cache=cache)
-    assert process.returncode == 0, process.stderr
-    manifest = json.loads(process.stdout)
+@pytest.fixture
+def compiled(tiny_compiled: tuple[Path, dict[str, Any]]) -> Path:
+    return tiny_compiled[0]
+
+
+def test_first_run_goes_through_all_stages(tiny_compiled: tuple[Path, dict[str, Any]]) -> None:
+    manifest = tiny_compiled[1]
     assert manifest["up_to_date"] is False
     assert [record["stage"] for record in manifest["stages"]] == ["export", "optimize", "fuse", "quantize", "accuracy"]
-    return output
+    assert {record["status"] for record in manifest["stages"]} == {"done"}
 
 
 def test_artifact_holds_what_the_design_lists(compiled: Path) -> None:

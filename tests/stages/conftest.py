@@ -1,15 +1,15 @@
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"word{number}" for number in range(95))]
+WORDS = 100
+SPECIAL = {"cls_token": "[CLS]", "sep_token": "[SEP]", "unk_token": "[UNK]"}
 SIZES = {
-    "vocab_size": len(WORDS),
+    "vocab_size": WORDS,
     "hidden_size": 32,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
@@ -39,28 +39,8 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def write_tokenizer(folder: Path) -> None:
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-
-    tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
-    tokenizer.add_special_tokens(WORDS[:5])
-    tokenizer.save(str(folder / "tokenizer.json"))
-    settings = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "pad_token": "[PAD]",
-        "mask_token": "[MASK]",
-        "cls_token": "[CLS]",
-        "sep_token": "[SEP]",
-        "unk_token": "[UNK]",
-        "model_max_length": 64,
-    }
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
-
-
 @pytest.fixture(scope="session")
-def make_architecture(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def make_architecture(tmp_path_factory: pytest.TempPathFactory, write_tokenizer: Callable[..., None]) -> Callable[[str], Path]:
     """A tiny random checkpoint of an architecture, made once per run."""
     made: dict[str, Path] = {}
 
@@ -74,7 +54,7 @@ def make_architecture(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str
             model_class = getattr(transformers, class_name)
             folder = tmp_path_factory.mktemp("checkpoint") / model_type
             model_class(model_class.config_class(**{**SIZES, **different})).save_pretrained(folder)
-            write_tokenizer(folder)
+            write_tokenizer(folder, words=WORDS, settings=SPECIAL)
             made[model_type] = folder
         return made[model_type]
 
