@@ -85,7 +85,10 @@ def _run_here(stage: Stage, artifact: Artifact | None, context: StageContext) ->
 def _supervise(folder: Path, progress: Progress) -> int:
     """Start the child, pass its progress on, and give its exit status (negative: the signal that ended it)."""
     command = [sys.executable, "-m", "hfaccel.isolation", str(folder)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8") as child:
+    # In a group of its own, so that Ctrl-C in a terminal reaches only the parent, which ends it without a traceback.
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8", process_group=0
+    ) as child:
         assert child.stdout is not None  # asked for above
         try:
             for line in child.stdout:

@@ -23,6 +23,8 @@ STAGES = ("export", "optimize", "fuse", "quantize", "accuracy")
 WRITING = "writing the artifact"
 DISK_BYTES = 64_000_000
 TIMEOUT_S = 120
+# A process started in the background of a shell ignores SIGINT, and so would its children.
+PROGRAM = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from hfaccel.cli.app import main; main()"
 
 AtStep = Callable[[str, Callable[[], None]], None]
 Snapshot = dict[str, bytes]
@@ -291,11 +293,9 @@ def test_stopped_runs_are_taken_up_where_they_ended(
     shelf.mkdir()
     monkeypatch.setenv("HFACCEL_CACHE", str(cache))
     arguments = [str(argument) for argument in (*compile_arguments, "-o", shelf / "out", "--json")]
-    # A process started in the background of a shell ignores SIGINT, and so would its children.
-    program = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from hfaccel.cli.app import main; main()"
     for stop, stages in ((signal.SIGINT, 1), (signal.SIGKILL, 3)):
         process = subprocess.Popen(
-            [sys.executable, "-c", program, *arguments], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", PROGRAM, *arguments], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         try:
             wait_for(stages, cache, process)
@@ -315,3 +315,29 @@ def test_stopped_runs_are_taken_up_where_they_ended(
     assert statuses == ["cached"] * kept + ["done"] * (len(STAGES) - kept)
     assert [path.name for path in shelf.iterdir()] == ["out"]
     assert command_line("verify", shelf / "out").code == ExitCode.DONE
+
+
+def test_ctrl_c_in_a_terminal_while_a_stage_runs_in_its_own_process(
+    write_tokenizer: Callable[..., None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from transformers import BertConfig, BertForSequenceClassification
+
+    checkpoint, shelf = tmp_path / "large", tmp_path / "shelf"
+    shelf.mkdir()
+    sizes = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    BertForSequenceClassification(BertConfig(vocab_size=140_000, **sizes)).save_pretrained(checkpoint)
+    write_tokenizer(checkpoint)
+    monkeypatch.setenv("HFACCEL_CACHE", str(tmp_path / "cache"))
+    arguments = [str(argument) for argument in ("compile", checkpoint, "-o", shelf / "out")]
+    with subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, *arguments], stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        assert process.stderr is not None
+        lines = iter(process.stderr.readline, "")
+        assert any("into torch" in line for line in lines)  # said by the process of the stage
+        os.killpg(process.pid, signal.SIGINT)  # what a terminal does
+        _, err = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == ExitCode.INTERRUPTED
+    assert err.endswith("interrupted; finished stages are kept, run the same command to go on\n")
+    assert "Traceback" not in err
+    assert list(shelf.iterdir()) == []
