@@ -55,21 +55,17 @@ def compile_model(request: CompileRequest, progress: Progress) -> CompileResult:
     plan = prepare(request)
     for notice in plan.notices:
         progress.warn(notice)
-    artifacts, records = _run_stages(plan, progress)
-    key = digest_of([record["key"] for record in records])
-    existing = _up_to_date(request, key)
-    if existing is not None:
-        return CompileResult(request.output, existing, True, time.monotonic() - started)
-    if request.output.is_dir() and any(request.output.iterdir()) and not request.force:
-        raise SettingsError(
-            "the output folder holds another artifact; it is left alone",
-            where=str(request.output),
-            hint="replace it with --force",
-        )
-    progress.step("writing the artifact and opening it in a fresh process")
-    with atomic_folder(request.output, replace=True) as temporary:
-        manifest = write_output(temporary, plan, artifacts, records, key=key, seconds=time.monotonic() - started)
-        load_test(temporary)
+    _refuse_other_output(plan)
+    with StageCache(default_cache_folder(), enabled=request.use_cache) as cache:
+        artifacts, records = _run_stages(plan, cache, progress)
+        existing = _up_to_date(plan)
+        if existing is not None:
+            return CompileResult(request.output, existing, True, time.monotonic() - started)
+        progress.step("writing the artifact and opening it in a fresh process")
+        with atomic_folder(request.output, replace=True) as temporary:
+            key = request_key(plan)
+            manifest = write_output(temporary, plan, artifacts, records, key=key, seconds=time.monotonic() - started)
+            load_test(temporary)
     return CompileResult(request.output, manifest, False, time.monotonic() - started)
 
 
@@ -84,8 +80,7 @@ def stages_of(plan: Plan) -> list[tuple[ModuleType, bool]]:
     ]
 
 
-def _run_stages(plan: Plan, progress: Progress) -> tuple[dict[StageName, Artifact], list[dict[str, Any]]]:
-    cache = StageCache(default_cache_folder(), enabled=plan.request.use_cache)
+def _run_stages(plan: Plan, cache: StageCache, progress: Progress) -> tuple[dict[StageName, Artifact], list[dict[str, Any]]]:
     artifacts: dict[StageName, Artifact] = {}
     records: list[dict[str, Any]] = []
     current: Artifact | None = None
@@ -138,6 +133,8 @@ def _run_or_reuse(
             "stage": stage.NAME,
             "status": "done",
             "key": key,
+            "source": plan.source.id,
+            "weight_bytes": plan.source.weight_bytes,
             "started_at": started_at,
             "seconds": round(time.monotonic() - started, 2),
             "peak_memory_bytes": run.peak_memory_bytes,
@@ -146,15 +143,32 @@ def _run_or_reuse(
             "metrics": {**result.metrics, **checks},
         }
         cache.write_record(entry, result.artifact, record)
-    return replace(result.artifact, folder=cache.folder(key) / "artifact"), record
+    stored = cache.take(key)  # of another run, if one has finished the same stage meanwhile
+    if stored is None:
+        raise IntegrityError(
+            "the result of the stage vanished from the cache",
+            where=stage.NAME,
+            hint="run the same command again; finished stages are kept",
+        )
+    return stored.artifact, stored.record
 
 
 def stage_key(stage: Stage, artifact: Artifact | None, plan: Plan) -> str:
-    """Cache key: input, the settings that change bytes, target, library versions, the stage's revision; the host if it measures."""
+    """Cache key of a stage: its input, and all that :func:`_inputs_of` names."""
+    return digest_of({**_inputs_of(stage, plan), "input": artifact.digest if artifact is not None else plan.source.sha256})
+
+
+def request_key(plan: Plan) -> str:
+    """What an output folder is made from, known before any stage has run: two requests of one key give the same folder."""
+    stages = [_inputs_of(cast("Stage", module), plan) for module, wanted in stages_of(plan) if wanted]
+    return digest_of({"source": plan.source.sha256, "stages": stages})
+
+
+def _inputs_of(stage: Stage, plan: Plan) -> dict[str, Any]:
+    """The settings that change bytes, target, library versions, the stage's revision; host and data if it looks at them."""
     parts: dict[str, Any] = {
         "stage": stage.NAME,
         "revision": stage.REVISION,
-        "input": artifact.digest if artifact is not None else plan.source.sha256,
         "task": plan.source.task,
         "settings": stage.settings(plan.recipe),
         "target": plan.target.name,
@@ -168,7 +182,7 @@ def stage_key(stage: Stage, artifact: Artifact | None, plan: Plan) -> str:
         parts["examples"] = len(plan.dataset.examples) if plan.dataset is not None else 0
         parts["columns"] = dict(plan.request.columns)
         parts["metric"] = plan.request.metric
-    return digest_of(parts)
+    return parts
 
 
 def _verify(stage: Stage, artifact: Artifact, context: StageContext) -> dict[str, Any]:
@@ -201,12 +215,25 @@ def _check_contract(stage: Stage, record: Mapping[str, Any], plan: Plan, progres
         progress.warn(f"fusion contract: {line}")
 
 
-def _up_to_date(request: CompileRequest, key: str) -> dict[str, Any] | None:
+def _up_to_date(plan: Plan) -> dict[str, Any] | None:
     """The manifest of an output made from the very same inputs, if its files are whole."""
-    if request.force or not (request.output / "manifest.json").is_file():
+    output = plan.request.output
+    if plan.request.force or not (output / "manifest.json").is_file():
         return None
     try:
-        manifest = read_manifest(request.output)
-        return manifest if manifest.get("key") == key and not verify_files(request.output) else None
+        manifest = read_manifest(output)
+        return manifest if manifest.get("key") == request_key(plan) and not verify_files(output) else None
     except IntegrityError:
         return None
+
+
+def _refuse_other_output(plan: Plan) -> None:
+    """Raise SettingsError when the output folder holds something else, before any work is done for nothing."""
+    output = plan.request.output
+    if plan.request.force or not output.is_dir() or not any(output.iterdir()) or _up_to_date(plan) is not None:
+        return
+    raise SettingsError(
+        "the output folder holds another artifact, or a damaged one; it is left alone",
+        where=str(output),
+        hint="replace it with --force",
+    )
