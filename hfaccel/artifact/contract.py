@@ -20,7 +20,8 @@ Task = Literal[
 TASKS: tuple[Task, ...] = get_args(Task)
 
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
-PoolingMode = Literal["cls", "mean", "max", "mean_sqrt_len", "last"]
+PoolingMode = Literal["cls", "mean", "max", "mean_sqrt_len", "weightedmean", "last"]
+Activation = Literal["sigmoid", "identity"]
 Precision = Literal["fp32", "bf16", "fp16", "int8", "int4"]
 
 
@@ -63,6 +64,8 @@ class Contract:
         text: text handling.
         labels: label names in id order; empty for tasks without labels.
         problem_type: of classification tasks only.
+        activation: what the run time puts on the logits of a single value; None (also in manifests of older versions) leaves
+            it to ``problem_type``, and is the sigmoid for ``text-ranking``.
         pooling: pooling folded into the graph (``sentence-similarity`` only).
         normalize: whether the graph L2-normalizes its sentence embedding.
     """
@@ -73,6 +76,7 @@ class Contract:
     text: TextSettings
     labels: tuple[str, ...] = ()
     problem_type: ProblemType | None = None
+    activation: Activation | None = None
     pooling: PoolingMode | None = None
     normalize: bool = False
 

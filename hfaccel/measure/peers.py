@@ -137,4 +137,4 @@ def torch_peer(source_id: str, artifact: Model, *, threads: int, trust_remote_co
 
     torch.set_num_threads(threads)
     source = resolve_source(source_id, task=artifact.contract.task, trust_remote_code=trust_remote_code)
-    return Model(TorchRunner(load_torch_model(source, attention="sdpa")), artifact.tokenizer, artifact.contract)
+    return Model(TorchRunner(load_torch_model(source, attention=None)), artifact.tokenizer, artifact.contract)

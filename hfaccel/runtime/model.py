@@ -189,9 +189,9 @@ class Model:
             return features(raw["last_hidden_state"])
         logits = raw["logits"]
         if contract.task == "text-ranking":
-            return {"score": relevance(logits)}
+            return {"score": relevance(logits, contract.activation)}
         if contract.task == "text-classification":
-            scores = label_scores(logits, contract.problem_type)
+            scores = label_scores(logits, contract.problem_type, contract.activation)
             if options.top_k == "default":
                 return best_label(scores, contract.labels)
             return top_labels(scores, contract.labels, options.top_k)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from hfaccel.artifact.contract import Contract, ProblemType, TensorSpec
+from hfaccel.artifact.contract import Activation, Contract, ProblemType, TensorSpec
 from hfaccel.errors import SourceError
 from hfaccel.source.text import text_settings
 
@@ -35,6 +35,7 @@ def build_contract(source: SourceModel, model: Any) -> Contract:
         text=text_settings(source),
         labels=_labels(source, config) if has_labels else (),
         problem_type=_problem_type(source, config),
+        activation=_activation(source, config),
         pooling=sentence_files.pooling if sentence_files is not None else None,
         normalize=sentence_files.normalize if sentence_files is not None else False,
     )
@@ -63,6 +64,13 @@ def _labels(source: SourceModel, config: Any) -> tuple[str, ...]:
             hint="correct its numbers",
         )
     return tuple(names[number] for number in range(len(names)))
+
+
+def _activation(source: SourceModel, config: Any) -> Activation | None:
+    """A single label without a problem type is trained as a regression, yet the transformers pipeline answers with its sigmoid."""
+    if source.task == "text-classification" and int(config.num_labels) == 1 and getattr(config, "problem_type", None) is None:
+        return "sigmoid"
+    return source.activation
 
 
 def _problem_type(source: SourceModel, config: Any) -> ProblemType | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from hfaccel.errors import ExportError, MissingExtraError, SourceError, UsageError
 from hfaccel.source.checks import find_problems, unsupported_architecture
+from hfaccel.source.cross_encoder import read_activation
 from hfaccel.source.model import (
     CONFIG_FILE,
     SENTENCE_TRANSFORMERS_FILES,
@@ -85,6 +86,7 @@ def resolve_source(
         trust_remote_code=trust_remote_code,
         allow_pickle=allow_pickle,
         sentence_transformers=read_sentence_transformers(folder) if resolved_task == "sentence-similarity" else None,
+        activation=read_activation(config, folder) if resolved_task == "text-ranking" else None,
     )
 
 

@@ -21,6 +21,8 @@ _POOLING_NAMES: dict[str, PoolingMode] = {
     "max_tokens": "max",
     "mean_sqrt_len": "mean_sqrt_len",
     "mean_sqrt_len_tokens": "mean_sqrt_len",
+    "weightedmean": "weightedmean",
+    "weightedmean_tokens": "weightedmean",
     "last": "last",
     "lasttoken": "last",
     "last_token": "last",
@@ -53,7 +55,7 @@ def read_sentence_transformers(folder: Path) -> SentenceTransformers:
         raise SourceError("is not a list of modules", where=str(path), hint="download the file again")
     kinds = [str(module["type"]).rsplit(".", 1)[-1] for module in modules]
     _refuse_modules(kinds, modules, path)
-    _refuse_default_prompt(folder)
+    refuse_default_prompt(folder)
     text = _text_file(folder)
     max_length = text.get("max_seq_length")
     return SentenceTransformers(
@@ -83,7 +85,12 @@ def _refuse_modules(kinds: list[str], modules: list[dict[str, Any]], path: Path)
         raise ExportError(f"a transformer in the sub folder '{subfolder}' is not supported yet", where=str(path))
 
 
-def _refuse_default_prompt(folder: Path) -> None:
+def refuse_default_prompt(folder: Path) -> None:
+    """Refuse a checkpoint that puts a prompt before every text: the run time would leave it out.
+
+    Raises:
+        ExportError: ``config_sentence_transformers.json`` names a default prompt that is not empty.
+    """
     path = folder / "config_sentence_transformers.json"
     settings = read_object(path)
     name = settings.get("default_prompt_name")

@@ -56,6 +56,12 @@ def infer_task(config: Mapping[str, Any], folder: Path, requested: str | None = 
                 where="--task",
                 hint=f"use one of: {', '.join((*_HEADLESS_TASKS, *_tasks_of_head(head)))}",
             )
+        if task == "text-ranking" and _label_count(config) != 1:
+            raise UsageError(
+                f"task 'text-ranking' needs one value for a pair, this checkpoint gives {_label_count(config)}",
+                where="--task",
+                hint="use text-classification",
+            )
         return task
     if (folder / "modules.json").is_file() and (head != "text-classification" or _has_pooling_module(folder)):
         return "sentence-similarity"

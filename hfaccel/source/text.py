@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 from hfaccel.artifact.contract import TextSettings
 from hfaccel.errors import SourceError
+from hfaccel.runtime.batching import pad
+from hfaccel.runtime.tokenizer import Text, TextTokenizer
 from hfaccel.source.model import CONFIG_FILE, SourceModel, read_object
 
 # Their position ids start after the padding id, so that many positions cannot be used.
@@ -26,6 +28,22 @@ _OFFSET_POSITION_TYPES = (
 _DEFAULT_MAX_LENGTH_TOKENS = 512
 _SANE_MAX_LENGTH_TOKENS = 1_000_000  # transformers writes 1e30 for "unknown"
 _COPIED_FILES = ("tokenizer_config.json", "special_tokens_map.json")
+# Case, accents, spaces, scripts without spaces, signs, nothing at all, pairs: where tokenizers are seen to part.
+_CHECKED_TEXTS: tuple[Text, ...] = (
+    "Hello, World! It's 3.14 o'clock",
+    "word word2",
+    "  two  spaces\tand a\nnew line ",
+    "Crème brûlée für Straße, ÅNGSTRÖM",
+    "Привет, как дела?",
+    "今天天气很好。",
+    "مرحبا بالعالم",
+    "नमस्ते दुनिया",
+    "emoji 👩‍🚀 and ½ ﬁ",
+    "https://example.org/a_b?c=D",
+    "",
+    ("Who is it?", "It is Anna."),
+    ("", "second only"),
+)
 _SETTINGS_FILES = (CONFIG_FILE, "generation_config.json")
 
 
@@ -58,6 +76,15 @@ def text_settings(source: SourceModel) -> TextSettings:
     )
 
 
+def tokenizer_inputs(source: SourceModel) -> tuple[str, ...]:
+    """Names of the model inputs that the tokenizer of the checkpoint makes, as transformers loads it.
+
+    Raises:
+        SourceError: transformers cannot load the tokenizer.
+    """
+    return tuple(str(name) for name in _load_tokenizer(source).model_input_names)
+
+
 def write_tokenizer(source: SourceModel, destination_folder: Path) -> None:
     """Write ``tokenizer.json`` and the settings files of the checkpoint into an artifact folder.
 
@@ -78,6 +105,57 @@ def write_tokenizer(source: SourceModel, destination_folder: Path) -> None:
             )
     for name in _SETTINGS_FILES:
         _copy(source.folder, destination_folder, name)
+
+
+def check_tokenizer(source: SourceModel, folder: Path) -> None:
+    """Hold the ``tokenizer.json`` that :func:`write_tokenizer` put into ``folder`` against the tokenizer that transformers makes.
+
+    transformers may build another one than ``tokenizer.json`` says (other files of the checkpoint ask for lower case, a prefix
+    space, other special tokens); the compiled model would then answer other questions than the source.
+
+    Args:
+        source: the checkpoint.
+        folder: the artifact folder.
+
+    Raises:
+        SourceError: ids, attention mask or token types differ; names the first text where they do.
+    """
+    settings = text_settings(source)
+    ours, theirs = TextTokenizer(folder, settings), _load_tokenizer(source)
+    long = " ".join(str(text) for text in _CHECKED_TEXTS) * (1 + settings.max_length // 50)
+    texts: tuple[Text, ...] = (*_CHECKED_TEXTS, long, (long, "short"), ("short", long))
+    for text, encoded in zip(texts, ours.encode(texts), strict=True):
+        expected = _encode(theirs, text, settings)
+        _compare(source, text, "ids", encoded.ids.tolist(), expected["input_ids"])
+        if "token_type_ids" in expected:
+            _compare(source, text, "token types", encoded.type_ids.tolist(), expected["token_type_ids"])
+    if theirs.pad_token is not None:
+        padded = theirs.pad([_encode(theirs, text, settings) for text in ("word", "word word word")], return_tensors="np")
+        mask = pad(ours.encode(["word", "word word word"]), settings)["attention_mask"]
+        _compare(source, "word", "attention mask", mask[0].tolist(), padded["attention_mask"][0].tolist())
+
+
+def _encode(tokenizer: Any, text: Text, settings: TextSettings) -> Any:
+    parts = [text] if isinstance(text, str) else list(text)
+    if settings.lowercase:  # sentence-transformers lowers the text before its tokenizer sees it
+        parts = [part.lower() for part in parts]
+    # verbose=False: the longest text is cut on purpose, a warning would alarm the user.
+    return tokenizer(*parts, truncation=True, max_length=settings.max_length, verbose=False)
+
+
+def _compare(source: SourceModel, text: Text, what: str, ours: list[int], theirs: list[int]) -> None:
+    if ours == theirs:
+        return
+    shown = repr(text) if len(repr(text)) <= 60 else repr(text)[:60] + "..."
+    position = next((index for index, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]), None)
+    start = max(0, min(len(ours), len(theirs)) if position is None else position)
+    window = slice(max(0, start - 2), start + 6)
+    raise SourceError(
+        f"tokenizer.json and the tokenizer that transformers makes of the checkpoint disagree on {shown}: {what} from position "
+        f"{window.start} on are {ours[window]} and {theirs[window]}",
+        where=str(source.folder),
+        hint="write one that agrees: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER); or correct tokenizer_config.json",
+    )
 
 
 def _copy(folder: Path, destination_folder: Path, name: str) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from hfaccel.errors import ExportError, SourceError
-from hfaccel.source.model import read_object
+from hfaccel.source.text import tokenizer_inputs
 
 if TYPE_CHECKING:
     import torch
@@ -40,16 +40,17 @@ def output_names(task: Task) -> tuple[str, ...]:
     return ("sentence_embedding",) if task == "sentence-similarity" else ("logits",)
 
 
-def load_torch_model(source: SourceModel, *, attention: Literal["sdpa", "eager"]) -> torch.nn.Module:
+def load_torch_model(source: SourceModel, *, attention: Literal["sdpa", "eager"] | None) -> torch.nn.Module:
     """Load the checkpoint as a :class:`~hfaccel.source.wrapper.TaskModel`: eval mode, float32, a dict of plain tensors out.
 
     Args:
         source: the checkpoint.
-        attention: implementation of attention; architectures without ``sdpa`` get ``eager``.
+        attention: implementation of attention; None leaves it to transformers, which takes ``sdpa`` where there is one.
 
     Raises:
         ExportError: transformers does not know the architecture, or has no such head for it.
-        SourceError: the weights do not fit the architecture, or parts of it would be randomly initialised.
+        SourceError: the weights do not fit the architecture, parts of it would be randomly initialised, or it does not have the
+            attention asked for.
     """
     import transformers
 
@@ -63,8 +64,12 @@ def load_torch_model(source: SourceModel, *, attention: Literal["sdpa", "eager"]
         options["add_pooling_layer"] = False
     if source.task not in _HEADLESS_TASKS:
         options = {}
-    use_eager = attention == "eager" or model_class is None or not getattr(model_class, "_supports_sdpa", False)
-    hf_model = _load_weights(source, auto_class, config, "eager" if use_eager else "sdpa", options)
+    if attention == "sdpa" and model_class is not None and not getattr(model_class, "_supports_sdpa", False):
+        raise _no_such_attention(source, attention)
+    hf_model = _load_weights(source, auto_class, config, attention, options)
+    # Another implementation than asked for would be measured and exported under the wrong name.
+    if attention is not None and hf_model.config._attn_implementation != attention:
+        raise _no_such_attention(source, attention)
     if hasattr(hf_model.config, "use_cache"):
         hf_model.config.use_cache = False
     return TaskModel(
@@ -132,7 +137,15 @@ def _model_class(auto_class: Any, config: Any, source: SourceModel) -> Any:
     return found[0] if isinstance(found, tuple) else found
 
 
-def _load_weights(source: SourceModel, auto_class: Any, config: Any, attention: str, options: Mapping[str, Any]) -> Any:
+def _no_such_attention(source: SourceModel, attention: str) -> SourceError:
+    return SourceError(
+        f"transformers has no '{attention}' attention for architecture '{source.model_type}'",
+        where=source.id,
+        hint=f"--set export.attention={'eager' if attention == 'sdpa' else 'sdpa'}, or state it in the recipe",
+    )
+
+
+def _load_weights(source: SourceModel, auto_class: Any, config: Any, attention: str | None, options: Mapping[str, Any]) -> Any:
     import torch
 
     with _quiet_transformers():
@@ -154,6 +167,8 @@ def _load_weights(source: SourceModel, auto_class: Any, config: Any, attention: 
         except MemoryError:
             raise
         except Exception as error:  # safetensors, pickle and torch each have their own exception types for a bad file
+            if attention is not None and "attn_implementation" in str(error):  # of a class that only the checkpoint knows
+                raise _no_such_attention(source, attention) from error
             raise SourceError(
                 f"the weights do not load: {_first_line(error)}", where=source.id, hint="download the checkpoint again"
             ) from error
@@ -192,12 +207,10 @@ def _input_names(source: SourceModel, hf_model: Any) -> tuple[str, ...]:
     if "token_type_ids" not in inspect.signature(hf_model.forward).parameters:
         return names
     type_count = getattr(hf_model.config, "type_vocab_size", None)
-    named = read_object(source.folder / "tokenizer_config.json").get("model_input_names")
-    if named is not None:
-        wanted = "token_type_ids" in named and (type_count is None or type_count > 1)
-    else:
-        wanted = type_count is not None and type_count > 1
-    return (*names, "token_type_ids") if wanted else names
+    if type_count is not None and type_count < 2:
+        return names
+    # Classes of tokenizers differ: where theirs gives no token types the source reads zeros, also for the second text of a pair.
+    return (*names, "token_type_ids") if "token_type_ids" in tokenizer_inputs(source) else names
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import torch
 
 from hfaccel.artifact.contract import PoolingMode, Task
 
-_SMALLEST_TOKEN_COUNT = 1e-9
+_SMALLEST_WEIGHT = 1e-9
 
 
 class TaskModel(torch.nn.Module):
@@ -74,6 +74,9 @@ def pool(hidden: torch.Tensor, attention_mask: torch.Tensor, mode: PoolingMode) 
         positions = torch.arange(attention_mask.shape[1], device=hidden.device)
         last = (attention_mask * positions).argmax(dim=1)
         return hidden.gather(1, last.view(-1, 1, 1).expand(-1, 1, hidden.shape[-1])).squeeze(1)
+    if mode == "weightedmean":
+        # Weights 1, 2, 3, ... over the real tokens, wherever the padding is.
+        mask = mask * mask.cumsum(dim=1)
     total = (hidden * mask.unsqueeze(-1)).sum(dim=1)
-    token_count = mask.sum(dim=1, keepdim=True).clamp(min=_SMALLEST_TOKEN_COUNT)
-    return total / (token_count.sqrt() if mode == "mean_sqrt_len" else token_count)
+    weight = mask.sum(dim=1, keepdim=True).clamp(min=_SMALLEST_WEIGHT)
+    return total / (weight.sqrt() if mode == "mean_sqrt_len" else weight)

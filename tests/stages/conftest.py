@@ -18,6 +18,10 @@ SIZES = {
     "pad_token_id": 0,
 }
 
+# Tokenizers of these architectures tell the two texts of a pair apart.
+READS_TOKEN_TYPES = ("bert", "electra", "albert", "deberta-v2")
+TOKEN_TYPES = {"model_input_names": ["input_ids", "token_type_ids", "attention_mask"]}
+
 # One row an architecture: model_type -> (class, settings that differ from SIZES).
 ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "bert": ("BertForSequenceClassification", {}),
@@ -26,7 +30,7 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
         {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64},
     ),
     "roberta": ("RobertaForTokenClassification", {}),
-    "xlm-roberta": ("XLMRobertaForSequenceClassification", {}),
+    "xlm-roberta": ("XLMRobertaForQuestionAnswering", {}),
     "camembert": ("CamembertForSequenceClassification", {}),
     "mpnet": ("MPNetModel", {}),
     "electra": ("ElectraForSequenceClassification", {"embedding_size": 32}),
@@ -54,7 +58,7 @@ def make_architecture(tmp_path_factory: pytest.TempPathFactory, write_tokenizer:
             model_class = getattr(transformers, class_name)
             folder = tmp_path_factory.mktemp("checkpoint") / model_type
             model_class(model_class.config_class(**{**SIZES, **different})).save_pretrained(folder)
-            write_tokenizer(folder, words=WORDS, settings=SPECIAL)
+            write_tokenizer(folder, words=WORDS, settings=SPECIAL | (TOKEN_TYPES if model_type in READS_TOKEN_TYPES else {}))
             made[model_type] = folder
         return made[model_type]
 

@@ -9,24 +9,25 @@ import pytest
 
 from hfaccel.api import SilentProgress
 from hfaccel.pipeline import compile_model
-from hfaccel.recipe.load import list_recipes
+from hfaccel.recipe.load import list_recipes, load_recipe
 from hfaccel.request import CompileRequest
 
-MODEL_TYPES = (
-    "bert",
-    "distilbert",
-    "roberta",
-    "xlm-roberta",
-    "camembert",
-    "mpnet",
-    "electra",
-    "albert",
-    "deberta-v2",
-    "modernbert",
-)
+# model_type -> the task that its row in conftest stands for.
+TASKS = {
+    "bert": "text-classification",
+    "distilbert": "text-classification",
+    "roberta": "token-classification",
+    "xlm-roberta": "question-answering",
+    "camembert": "text-classification",
+    "mpnet": "feature-extraction",
+    "electra": "text-classification",
+    "albert": "fill-mask",
+    "deberta-v2": "text-classification",
+    "modernbert": "text-classification",
+}
 
 
-@pytest.mark.parametrize("model_type", MODEL_TYPES)
+@pytest.mark.parametrize("model_type", TASKS)
 def test_architecture_compiles_and_holds_its_contract(
     model_type: str, make_architecture: Callable[[str], Path], tmp_path: Path
 ) -> None:
@@ -39,10 +40,23 @@ def test_architecture_compiles_and_holds_its_contract(
     assert stages["quantize"]["status"] == "skipped"
     assert stages["fuse"]["metrics"]["contract_missed"] == []
     assert stages["fuse"]["metrics"]["parity"]["max_abs"] < 1e-3
+    assert result.manifest["contract"]["task"] == TASKS[model_type]
     assert result.manifest["contract"]["inputs"][0]["shape"] == ["batch", "sequence"]
     assert not [line for line in progress.warnings if line.startswith("no recipe")]
 
 
-def test_every_recipe_has_a_row() -> None:
+def test_every_recipe_has_a_row_and_every_head_too() -> None:
     stated = {model_type for summary in list_recipes() for model_type in summary.model_types}
-    assert stated == set(MODEL_TYPES)
+    assert stated == set(TASKS)
+    # The other two tasks, sentence-similarity and text-ranking, have the graphs of these.
+    heads = {"text-classification", "token-classification", "question-answering", "fill-mask", "feature-extraction"}
+    assert heads == set(TASKS.values())
+
+
+@pytest.mark.parametrize("model_type", TASKS)
+def test_recipes_ask_for_attention_that_transformers_has(model_type: str) -> None:
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+    from transformers.models.auto.modeling_auto import MODEL_MAPPING
+
+    has_sdpa = MODEL_MAPPING[CONFIG_MAPPING[model_type]]._supports_sdpa
+    assert load_recipe(model_type).recipe.export.attention == ("sdpa" if has_sdpa else "eager")

@@ -7,23 +7,24 @@ from typing import Any
 
 import numpy as np
 
-from hfaccel.artifact.contract import ProblemType
+from hfaccel.artifact.contract import Activation, ProblemType
 from hfaccel.runtime.heads.activations import sigmoid, softmax
 
 
-def label_scores(logits: np.ndarray, problem_type: ProblemType | None) -> np.ndarray:
+def label_scores(logits: np.ndarray, problem_type: ProblemType | None, activation: Activation | None = None) -> np.ndarray:
     """Scores as the transformers pipeline computes them.
 
     Args:
         logits: [..., labels].
         problem_type: regression gives the raw values; multi-label, and a single label, one sigmoid a label; else softmax.
+        activation: comes before ``problem_type`` where it is given.
 
     Returns:
         Float32, same shape.
     """
-    if problem_type == "regression":
+    if activation == "identity" or (activation is None and problem_type == "regression"):
         return np.asarray(logits, np.float32)
-    if problem_type == "multi_label_classification" or logits.shape[-1] == 1:
+    if activation == "sigmoid" or problem_type == "multi_label_classification" or logits.shape[-1] == 1:
         return sigmoid(logits)
     return softmax(logits)
 

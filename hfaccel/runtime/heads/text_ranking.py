@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from hfaccel.artifact.contract import Activation
 from hfaccel.errors import SettingsError
 from hfaccel.runtime.heads.activations import sigmoid
 
 
-def relevance(logits: np.ndarray) -> float:
-    """Score of one (query, document) pair: the sigmoid of its only logit, as cross encoders default to.
+def relevance(logits: np.ndarray, activation: Activation | None = None) -> float:
+    """Score of one (query, document) pair: its only logit through the activation; None is the sigmoid, as cross encoders default to.
 
     Raises:
         SettingsError: the model gives more than one value for a pair.
@@ -22,7 +23,7 @@ def relevance(logits: np.ndarray) -> float:
             f"ranking needs one value for a pair, this model gives {logits.shape[-1]}",
             hint="compile it with --task text-classification",
         )
-    return float(sigmoid(logits).item())
+    return float((logits if activation == "identity" else sigmoid(logits)).item())
 
 
 def ranking(scores: Sequence[float]) -> list[dict[str, Any]]:

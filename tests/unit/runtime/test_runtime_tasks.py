@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -120,6 +121,22 @@ def test_text_ranking_sorts_by_sigmoid_of_the_logit(make_tiny: Any) -> None:
     assert [item["index"] for item in ranked] == sorted(range(4), key=lambda index: -scores[index])
     assert [item["score"] for item in ranked] == pytest.approx(sorted(scores, reverse=True), rel=1e-4)
     assert tiny.model(("Who opened the office?", TEXTS[2]))["score"] == pytest.approx(scores[2], rel=1e-4)
+
+
+def test_ranking_by_the_raw_logit(make_tiny: Any) -> None:
+    tiny = make_tiny("text-ranking")
+    squashed = tiny.model((TEXTS[0], TEXTS[1]))["score"]
+    tiny.model.contract = replace(tiny.model.contract, activation="identity")
+    raw = tiny.model((TEXTS[0], TEXTS[1]))["score"]
+    assert 1 / (1 + np.exp(-raw)) == pytest.approx(squashed, rel=1e-4)
+    assert isinstance(raw, float)
+
+
+def test_one_label_through_a_sigmoid_or_raw(make_tiny: Any) -> None:
+    tiny = make_tiny("text-classification", problem_type="regression", labels=("stars",))
+    raw = tiny.model(TEXTS[0])[0]["score"]
+    tiny.model.contract = replace(tiny.model.contract, activation="sigmoid")
+    assert tiny.model(TEXTS[0])[0]["score"] == pytest.approx(1 / (1 + np.exp(-raw)), rel=1e-4)
 
 
 def test_ranking_with_several_labels_is_refused(make_tiny: Any) -> None:

@@ -25,7 +25,13 @@ def write_tokenizer_files(folder: Path) -> None:
     tokenizer.save(str(folder / "tokenizer.json"))
     write_json(
         folder / "tokenizer_config.json",
-        {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "[PAD]", "mask_token": "[MASK]", "model_max_length": 48},
+        {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "pad_token": "[PAD]",
+            "mask_token": "[MASK]",
+            "model_max_length": 48,
+            "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],
+        },
     )
 
 

@@ -87,6 +87,14 @@ def test_requested_task_without_its_head(tmp_path: Path) -> None:
     )
 
 
+def test_ranking_needs_one_value_for_a_pair(tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        infer_task({"architectures": ["BertForSequenceClassification"], "num_labels": 3}, tmp_path, "reranker")
+    assert str(caught.value) == (
+        "--task: task 'text-ranking' needs one value for a pair, this checkpoint gives 3 (use text-classification)"
+    )
+
+
 @pytest.mark.parametrize(
     ("pooling", "mode"),
     [
@@ -94,6 +102,7 @@ def test_requested_task_without_its_head(tmp_path: Path) -> None:
         ({"pooling_mode_mean_tokens": True}, "mean"),
         ({"pooling_mode_max_tokens": True}, "max"),
         ({"pooling_mode_mean_sqrt_len_tokens": True}, "mean_sqrt_len"),
+        ({"pooling_mode_weightedmean_tokens": True}, "weightedmean"),
         ({"pooling_mode_lasttoken": True}, "last"),
         ({"pooling_mode": "lasttoken"}, "last"),
         ({"pooling_mode": ["mean"]}, "mean"),
@@ -127,7 +136,7 @@ def test_no_sentence_files_means_mean_pooling(tmp_path: Path) -> None:
             ExportError,
             "2 pooling modes at once (cls_token, mean_tokens) are not supported yet",
         ),
-        ({"pooling": {"pooling_mode": "weightedmean"}}, ExportError, "pooling mode 'weightedmean' is not supported yet"),
+        ({"pooling": {"pooling_mode": "attention"}}, ExportError, "pooling mode 'attention' is not supported yet"),
     ],
 )
 def test_refused_sentence_files(

@@ -14,7 +14,7 @@ from hfaccel.artifact.contract import PoolingMode
 from hfaccel.errors import ExportError, SourceError
 from hfaccel.source.contract import build_contract
 from hfaccel.source.resolve import resolve_source
-from hfaccel.source.text import text_settings, write_tokenizer
+from hfaccel.source.text import check_tokenizer, text_settings, write_tokenizer
 from hfaccel.source.torch_model import TorchRunner, load_torch_model
 
 Make = Callable[..., Path]
@@ -67,7 +67,11 @@ def test_labels_in_id_order(make_checkpoint: Make) -> None:
 
 def test_one_label_is_regression(make_checkpoint: Make) -> None:
     source = resolve_source(str(make_checkpoint(num_labels=1)))
-    assert build_contract(source, load_torch_model(source, attention="sdpa")).problem_type == "regression"
+    contract = build_contract(source, load_torch_model(source, attention="sdpa"))
+    assert (contract.problem_type, contract.activation) == ("regression", "sigmoid")  # the pipeline squashes what was not named
+    source = resolve_source(str(make_checkpoint(name="named", num_labels=1, problem_type="regression")))
+    contract = build_contract(source, load_torch_model(source, attention="sdpa"))
+    assert (contract.problem_type, contract.activation) == ("regression", None)
 
 
 def test_no_token_types_where_the_model_has_one_type(make_checkpoint: Make) -> None:
@@ -75,7 +79,7 @@ def test_no_token_types_where_the_model_has_one_type(make_checkpoint: Make) -> N
     assert TorchRunner(model).input_names == ("input_ids", "attention_mask")
 
 
-@pytest.mark.parametrize("mode", ["cls", "mean", "max", "mean_sqrt_len", "last"])
+@pytest.mark.parametrize("mode", ["cls", "mean", "max", "mean_sqrt_len", "weightedmean", "last"])
 @settings(max_examples=15, deadline=None)
 @given(data=st.data())
 def test_pooling_ignores_padding(mode: PoolingMode, data: st.DataObject) -> None:
@@ -94,6 +98,7 @@ def test_pooling_ignores_padding(mode: PoolingMode, data: st.DataObject) -> None
         "mean": rows.astype(np.float64).mean(0),
         "max": rows.max(0),
         "mean_sqrt_len": rows.astype(np.float64).sum(0) / np.sqrt(length),
+        "weightedmean": np.average(rows.astype(np.float64), axis=0, weights=np.arange(1, length + 1)),
         "last": rows[-1],
     }[mode]
     got = pool(torch.from_numpy(hidden[None]), torch.from_numpy(mask[None]), mode).numpy()[0]
@@ -113,6 +118,32 @@ def test_sentence_embedding(make_checkpoint: Make, add_sentence_files: Callable[
     contract = build_contract(source, model)
     assert (contract.pooling, contract.normalize, contract.text.max_length) == ("mean", True, 40)
     assert contract.outputs[0].shape == ("batch", 32)
+
+
+def test_no_token_types_where_the_tokenizer_makes_none(make_checkpoint: Make) -> None:
+    folder = make_checkpoint()
+    config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    del config["model_input_names"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    model = load_torch_model(resolve_source(str(folder)), attention="sdpa")
+    assert TorchRunner(model).input_names == ("input_ids", "attention_mask")
+
+
+def test_attention_that_the_architecture_lacks_is_refused(make_checkpoint: Make) -> None:
+    import transformers
+
+    folder = make_checkpoint("BertModel")
+    sizes = {"vocab_size": 32, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64}
+    transformers.MPNetModel(transformers.MPNetConfig(**sizes)).save_pretrained(folder)
+    source = resolve_source(str(folder))
+    with pytest.raises(SourceError) as caught:
+        load_torch_model(source, attention="sdpa")
+    assert str(caught.value) == (
+        f"{source.id}: transformers has no 'sdpa' attention for architecture 'mpnet' "
+        "(--set export.attention=eager, or state it in the recipe)"
+    )
+    assert load_torch_model(source, attention="eager").config._attn_implementation == "eager"
+    assert load_torch_model(source, attention=None).config._attn_implementation == "eager"
 
 
 def test_random_head_is_refused(make_checkpoint: Make) -> None:
@@ -177,3 +208,47 @@ def test_max_length_of_offset_positions(make_checkpoint: Make) -> None:
     config.update(model_type="roberta", max_position_embeddings=40, pad_token_id=1)
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     assert text_settings(resolve_source(str(folder))).max_length == 38
+
+
+WORDS_AND_CASES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "word", "Word", "hello", "Hello", "who", "is", "it", "?", "##d"]
+
+
+def write_cased_tokenizer(folder: Path, *, lower_case: bool) -> None:
+    """tokenizer.json keeps the case; the settings of the class of transformers may not."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+    vocabulary = {word: number for number, word in enumerate(WORDS_AND_CASES)}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    ids = [("[CLS]", 2), ("[SEP]", 3)]
+    tokenizer.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1", ids)
+    tokenizer.add_special_tokens(WORDS_AND_CASES[:5])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "vocab.txt").write_text("\n".join(WORDS_AND_CASES), encoding="utf-8")
+    settings = {"tokenizer_class": "BertTokenizer", "do_lower_case": lower_case, "model_max_length": 20}
+    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | special), encoding="utf-8")
+
+
+def test_tokenizers_that_agree_pass(make_checkpoint: Make, tmp_path: Path) -> None:
+    folder = make_checkpoint()
+    write_tokenizer(resolve_source(str(folder)), tmp_path / "a")
+    check_tokenizer(resolve_source(str(folder)), tmp_path / "a")
+    write_cased_tokenizer(folder, lower_case=False)
+    write_tokenizer(resolve_source(str(folder)), tmp_path / "b")
+    check_tokenizer(resolve_source(str(folder)), tmp_path / "b")
+
+
+def test_tokenizers_that_disagree_are_named(make_checkpoint: Make, tmp_path: Path) -> None:
+    folder = make_checkpoint()
+    write_cased_tokenizer(folder, lower_case=True)
+    source = resolve_source(str(folder))
+    write_tokenizer(source, tmp_path / "out")
+    with pytest.raises(SourceError) as caught:
+        check_tokenizer(source, tmp_path / "out")
+    assert caught.value.what.startswith(
+        "tokenizer.json and the tokenizer that transformers makes of the checkpoint disagree on "
+        "\"Hello, World! It's 3.14 o'clock\": ids from position 0 on are [2, 8, 1, "
+    )
+    assert "and [2, 7, 1, " in caught.value.what
