@@ -222,7 +222,8 @@ def _load_data(request: CompileRequest, source: SourceModel, recipe: Recipe) -> 
 
 
 def _labels(config: Mapping[str, Any]) -> tuple[str, ...]:
-    names = config.get("id2label") or {}
+    # A checkpoint with two unnamed labels, the default of transformers, states neither their names nor their number.
+    names = config.get("id2label") or {number: f"LABEL_{number}" for number in range(int(config.get("num_labels") or 2))}
     return tuple(str(names[key]) for key in sorted(names, key=int))
 
 

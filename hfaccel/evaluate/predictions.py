@@ -84,6 +84,9 @@ def references_of(task: Task, problem_type: ProblemType | None, labels: Sequence
     if task == "text-classification" and problem_type == "multi_label_classification":
         indicator = np.zeros((len(examples), len(labels)), dtype=bool)
         for row, example in enumerate(examples):
+            if isinstance(example.label, float):  # of a single label: its yes or no
+                indicator[row, 0] = example.label > 0.5
+                continue
             indicator[row, list(example.label) if isinstance(example.label, tuple) else [example.label]] = True
         return indicator
     numbers = task != "text-classification" or problem_type == "regression"

@@ -9,6 +9,7 @@ import pytest
 
 from hfaccel.errors import DataError
 from hfaccel.evaluate.dataset import Dataset, Example, load_dataset
+from hfaccel.evaluate.predictions import references_of
 from hfaccel.evaluate.sample import multilingual_sample
 
 LABELS = ("negative", "positive")
@@ -124,3 +125,11 @@ def test_sample_is_unlabelled_and_large_enough_to_show_99_percent_agreement() ->
     assert sample.multilingual_sample
     assert not sample.labelled
     assert len(sample.texts()) == len(sample.examples) >= 299
+
+
+def test_one_yes_or_no_label(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("text,label\na,1\nb,0\n", encoding="utf-8")
+    data = load_dataset(str(path), task="text-classification", labels=("toxic",), max_examples=9, seed=0)
+    references = references_of("text-classification", "multi_label_classification", ("toxic",), data)
+    assert references.tolist() == [[True], [False]]
