@@ -59,6 +59,11 @@ def parse_workload(text: str | Sequence[str]) -> tuple[Point, ...]:
     return tuple(dict.fromkeys(_parse_point(part) for part in parts))
 
 
+def fit_workload(points: Sequence[Point], max_length: int) -> tuple[Point, ...]:
+    """The points with sequences cut to what the model takes, as its tokenizer would cut the texts; repeated points count once."""
+    return tuple(dict.fromkeys(Point(point.batch, min(point.sequence, max_length)) for point in points))
+
+
 def _parse_point(part: str) -> Point:
     match = _POINT.fullmatch(part)
     if match is None:

@@ -18,6 +18,7 @@ from hfaccel.quant.outlier_neurons import feed_forward_blocks, split_outlier_neu
 from hfaccel.quant.scheme import matmul_sites
 from hfaccel.quant.sensitivity import rank_by_sensitivity
 from hfaccel.quant.smooth import smooth_activations
+from hfaccel.quant.switches import SwitchedGraph
 from hfaccel.rewrites.graphs import GRAPH_NAME, load_graph, save_graph
 
 if TYPE_CHECKING:
@@ -88,11 +89,14 @@ def build_candidate(
     if rung.outlier_neurons:
         split = split_outlier_neurons(model, statistics, rung.outlier_neurons)
     if rung.smooth is not None:
-        names = statistics.keys() - feed_forward_inputs
-        smooth_activations(model, statistics, rung.smooth, names=names, exclude=split)
+        smooth_activations(model, statistics, rung.smooth, names=statistics.keys() - feed_forward_inputs, exclude=split)
     ranking: list[tuple[str, float]] = []
     if rung.keep_float:
-        ranking = rank_by_sensitivity(model, _first_texts(batches), exclude=split, workdir=scratch)[: rung.keep_float]
+        names = [site.node for site in matmul_sites(model) if site.node not in split]
+        switched = SwitchedGraph(
+            model, names, ranges=None, weight_bits=weight_bits, per_channel=rung.per_channel, workdir=scratch
+        )
+        ranking = rank_by_sensitivity(switched, _first_texts(batches))[: rung.keep_float]
     left_out = {*split, *(name for name, _ in ranking)}
     nodes = [site.node for site in matmul_sites(model) if site.node not in left_out]
     ranges: dict[str, tuple[float, float]] = {}

@@ -11,7 +11,7 @@ from hfaccel.evaluate import parity
 from hfaccel.rewrites.graphs import GRAPH_NAME, save_graph
 from hfaccel.runtime.session import GraphSession
 from hfaccel.source.contract import build_contract
-from hfaccel.source.text import write_tokenizer
+from hfaccel.source.text import check_tokenizer, write_tokenizer
 from hfaccel.source.torch_model import TorchRunner, load_torch_model
 from hfaccel.stages.base import StageContext, StageName, StageResult
 from hfaccel.stages.exporters import EXPORTERS, quiet_exporters
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from hfaccel.recipe.schema import ExporterName, Recipe
 
 NAME: StageName = "export"
-REVISION = 1
+REVISION = 2
 LIBRARIES = ("torch", "transformers", "onnx", "onnx-ir", "onnxscript", "tokenizers")
 PARITY_FILE = "parity.npz"
 
@@ -49,6 +49,7 @@ def run(artifact: Artifact | None, ctx: StageContext) -> StageResult:
     module = load_torch_model(ctx.source, attention=ctx.recipe.export.attention)
     contract = build_contract(ctx.source, module)
     write_tokenizer(ctx.source, ctx.workdir)
+    check_tokenizer(ctx.source, ctx.workdir)
     inputs = parity.make_inputs(
         ctx.recipe.parity.shapes, contract.text, vocabulary_size=ctx.source.vocabulary_size, seed=ctx.recipe.seed
     )

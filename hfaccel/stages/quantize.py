@@ -13,7 +13,7 @@ import numpy as np
 from hfaccel.artifact.artifact import Artifact, record_files
 from hfaccel.artifact.contract import SessionSettings
 from hfaccel.errors import HfaccelError
-from hfaccel.measure.workload import make_feeds, parse_workload
+from hfaccel.measure.workload import Point, make_feeds
 from hfaccel.quant.build import CalibrationData, build_candidate, gather_statistics
 from hfaccel.rewrites.graphs import GRAPH_NAME, copy_graph
 from hfaccel.runtime.batching import pad, plan_batches
@@ -165,7 +165,7 @@ def _dropped(candidate: Candidate, reason: Reason, detail: str, ctx: StageContex
 
 
 def _is_finite(runner: GraphSession, ctx: StageContext) -> bool:
-    point = parse_workload("2x16")[0]
+    point = Point(2, min(16, ctx.artifacts["export"].contract.text.max_length))
     feeds = make_feeds(point, runner.input_names, vocabulary_size=ctx.source.vocabulary_size, seed=ctx.recipe.seed)
     return all(bool(np.isfinite(output).all()) for output in runner.run(feeds).values())
 

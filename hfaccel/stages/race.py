@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from hfaccel.artifact.contract import SessionSettings
 from hfaccel.measure.host import physical_cores
 from hfaccel.measure.timing import Timing, compare, interleaved
-from hfaccel.measure.workload import Point, make_feeds, parse_workload
+from hfaccel.measure.workload import Point, fit_workload, make_feeds, parse_workload
 from hfaccel.runtime.session import GraphSession
 from hfaccel.stages.candidates import PointTiming
 
@@ -58,7 +58,8 @@ def race(floats: Mapping[str, Entrant], candidates: Mapping[str, Entrant], ctx: 
         candidates: the quantized graphs.
         ctx: of the stage: workload, seconds per point and progress.
     """
-    points = parse_workload(ctx.recipe.measure.workload)
+    max_length = ctx.artifacts["export"].contract.text.max_length
+    points = fit_workload(parse_workload(ctx.recipe.measure.workload), max_length)
     parent, results = _fastest(floats, points, ctx)
     for group in _groups(floats[parent], candidates):
         ctx.progress.step(f"timing {', '.join(group)}")
