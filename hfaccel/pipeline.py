@@ -126,7 +126,8 @@ def _run_or_reuse(
     context.progress.step(f"{stage.NAME} ...")
     started, started_at = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
     with cache.writing(key) as entry:
-        run = run_stage(stage, artifact, replace(context, workdir=entry / "artifact"))
+        journal = cache.root / "journals" / f"{key}.jsonl"
+        run = run_stage(stage, artifact, replace(context, workdir=entry / "artifact", journal=journal))
         result = run.result
         checks = _verify(stage, result.artifact, context)
         record = {
@@ -143,6 +144,7 @@ def _run_or_reuse(
             "metrics": {**result.metrics, **checks},
         }
         cache.write_record(entry, result.artifact, record)
+    journal.unlink(missing_ok=True)
     stored = cache.take(key)  # of another run, if one has finished the same stage meanwhile
     if stored is None:
         raise IntegrityError(

@@ -7,7 +7,9 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import yaml
 
 import hfaccel
 from hfaccel.artifact.artifact import Artifact, record_files
@@ -19,7 +21,12 @@ from hfaccel.stages.base import StageName
 from hfaccel.stages.candidates import FILE_NAME as CANDIDATES_FILE
 from hfaccel.stages.candidates import Candidate, load_candidates
 from hfaccel.stages.export import PARITY_FILE
+from hfaccel.stages.fallback import SUFFIX
 
+if TYPE_CHECKING:
+    from hfaccel.recipe.schema import Recipe, Rung
+
+PINNED_RECIPE = "recipe.yaml"
 LIBRARIES = (
     "hfaccel", "torch", "transformers", "tokenizers", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "optimum", "numpy",
 )  # fmt: skip
@@ -46,11 +53,30 @@ def write_output(
     candidates = load_candidates(final.folder)
     chosen = next(candidate for candidate in candidates if candidate.detail == "chosen")
     manifest = _manifest(plan, final, records, candidates, chosen, key=key, seconds=seconds)
+    (folder / PINNED_RECIPE).write_text(pinned_recipe(plan.recipe, chosen, plan.source.id), encoding="utf-8")
     (folder / "report.md").write_text(report_text(manifest), encoding="utf-8")
     (folder / "README.md").write_text(readme_text(manifest), encoding="utf-8")
     manifest["files"] = [asdict(record) for record in record_files(folder, skip=(FILE_NAME,))]
     write_manifest(folder, manifest)
     return read_manifest(folder)
+
+
+def pinned_recipe(recipe: Recipe, chosen: Candidate, model: str) -> str:
+    """YAML of a recipe whose ladder is what was chosen and nothing else: the same model again, without a search."""
+    quantize = recipe.quantize.model_copy(update={"fallback": "off", "ladder": _pinned_ladder(recipe, chosen)})
+    if not quantize.ladder:
+        quantize = quantize.model_copy(update={"precision": "fp32"})
+    pinned = recipe.model_copy(update={"extends": None, "model_types": (), "quantize": quantize})
+    text = yaml.safe_dump(pinned.model_dump(mode="json", exclude_defaults=True), sort_keys=False, allow_unicode=True)
+    return f"# Makes this folder's model again from {model}, without a search:\n#   hfaccel compile MODEL -o OUT --recipe {PINNED_RECIPE}\n{text}"
+
+
+def _pinned_ladder(recipe: Recipe, chosen: Candidate) -> tuple[Rung, ...]:
+    rung = next((rung for rung in recipe.quantize.ladder if rung.name == chosen.name.removesuffix(SUFFIX)), None)
+    if rung is None:
+        return ()
+    kept = tuple(name for name, _ in chosen.kept_float)
+    return (rung.model_copy(update={"name": chosen.name, "keep_float": 0, "float_matmuls": kept}),)
 
 
 def _copy(source: Path, destination: Path) -> None:

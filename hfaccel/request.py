@@ -88,7 +88,12 @@ class Plan:
 
 
 def recipe_settings(
-    *, max_loss: float | None, objective: str | None, workload: str | Sequence[str] | None, precision: str | None
+    *,
+    max_loss: float | None,
+    objective: str | None,
+    workload: str | Sequence[str] | None,
+    precision: str | None,
+    budget: float | None,
 ) -> dict[str, Any]:
     """Dotted recipe paths that these options set; what is None is left to the recipe.
 
@@ -97,6 +102,7 @@ def recipe_settings(
         objective: what ranks the candidates.
         workload: batch x length points, as a sequence or separated by commas.
         precision: a demand, or "auto".
+        budget: seconds of a thorough search.
     """
     points = workload.split(",") if isinstance(workload, str) else workload
     values = {
@@ -104,6 +110,8 @@ def recipe_settings(
         "measure.objective": objective,
         "measure.workload": None if points is None else [point.strip() for point in points],
         "quantize.precision": precision,
+        "quantize.search_seconds": budget,
+        "quantize.fallback": None if budget is None else "thorough",
     }
     return {path: value for path, value in values.items() if value is not None}
 

@@ -22,6 +22,7 @@ def compile_command(
     objective: options.Objective = None,
     workload: options.Workload = None,
     precision: options.PrecisionName = None,
+    budget: options.Budget = None,
     strict: options.Strict = False,
     force: options.Force = False,
     no_cache: options.NoCache = False,
@@ -36,6 +37,7 @@ def compile_command(
     Examples:
       hfaccel compile sentence-transformers/all-MiniLM-L6-v2 -o minilm
       hfaccel compile ./checkpoint -o out --data test.csv --max-loss 1%
+      hfaccel compile ./checkpoint -o out --data test.csv --budget 10m
       hfaccel compile ./checkpoint -o out --target cpu-avx2 --workload 1x16,8x128
     """
     printer = Output(as_json=json)
@@ -61,6 +63,7 @@ def compile_command(
         objective=objective,
         workload=workload,
         precision=precision,
+        budget=budget,
         strict=strict,
         force=force,
         no_cache=no_cache,

@@ -31,6 +31,12 @@ MaxLoss = Annotated[str | None, typer.Option(help="Accuracy budget, relative, e.
 Objective = Annotated[str | None, typer.Option(help="What 'best' means: latency, throughput or size.")]
 Workload = Annotated[str | None, typer.Option(help="Batch x length points, e.g. 1x16,1x128,8x128.")]
 PrecisionName = Annotated[str | None, typer.Option("--precision", help="auto, fp32 or int8; anything but auto is a demand.")]
+Budget = Annotated[
+    str | None,
+    typer.Option(
+        help="Search thoroughly, at most this long, e.g. 10m: rungs that missed the accuracy gate return MatMuls to float."
+    ),
+]
 Strict = Annotated[bool, typer.Option("--strict", help="A missed fusion contract fails.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing output folder.")]
 NoCache = Annotated[bool, typer.Option("--no-cache", help="Do not reuse results of earlier runs.")]
@@ -56,6 +62,7 @@ def make_request(
     objective: str | None,
     workload: str | None,
     precision: str | None,
+    budget: str | None,
     strict: bool,
     force: bool,
     no_cache: bool,
@@ -81,6 +88,7 @@ def make_request(
             objective=objective,
             workload=workload,
             precision=precision,
+            budget=None if budget is None else parse_duration(budget, option="--budget"),
         ),
         overrides=tuple(overrides or ()),
         data=data,
@@ -108,6 +116,23 @@ def parse_share(text: str, *, option: str) -> float:
     if not 0 < share < 1:
         raise UsageError(f"{text!r} is not between 0 and 100 %", where=option, hint="write 1% or 0.01")
     return share
+
+
+def parse_duration(text: str, *, option: str) -> float:
+    """``90``, ``90s``, ``10m`` or ``1h`` in seconds.
+
+    Raises:
+        UsageError: not such a text, or not above 0.
+    """
+    units = {"s": 1.0, "m": 60.0, "h": 3600.0}
+    number, factor = (text[:-1], units[text[-1]]) if text[-1:] in units else (text, 1.0)
+    try:
+        seconds = float(number) * factor
+    except ValueError:
+        raise UsageError(f"{text!r} is not a time", where=option, hint="write 90s, 10m or 1h") from None
+    if not 0 < seconds < float("inf"):
+        raise UsageError(f"{text!r} is not above 0", where=option, hint="write 90s, 10m or 1h")
+    return seconds
 
 
 def parse_columns(items: Sequence[str]) -> dict[str, str]:

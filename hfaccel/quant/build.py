@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hfaccel.errors import RecipeError
 from hfaccel.quant.calibration import ActivationStatistics, Feeds, observe
 from hfaccel.quant.outlier_neurons import feed_forward_blocks, split_outlier_neurons
 from hfaccel.quant.scheme import matmul_sites
@@ -64,6 +65,23 @@ def gather_statistics(graph: Path, batches: Sequence[Feeds], workdir: Path) -> d
     return statistics
 
 
+@dataclass(frozen=True)
+class PreparedGraph:
+    """A float graph after the exact rewrites of a rung, and what quantizing it needs.
+
+    Attributes:
+        model: the rewritten float graph.
+        matmuls: names of the MatMuls that can go to 8 bit, in graph order.
+        split: names of those of split-off outlier neurons, which cannot.
+        ranges: of the activations by name, for the static scheme; None for the dynamic one.
+    """
+
+    model: onnx_ir.Model
+    matmuls: tuple[str, ...]
+    split: tuple[str, ...]
+    ranges: Mapping[str, tuple[float, float]] | None
+
+
 def build_candidate(
     rung: Rung,
     graph: Path,
@@ -80,43 +98,81 @@ def build_candidate(
         calibration: of this graph, statistics from :func:`gather_statistics`; may be empty only if the rung needs none.
         weight_bits: 7 for targets where u8 x s8 products saturate.
         folder: receives ``model.onnx``; scratch files are removed again.
+
+    Raises:
+        RecipeError: ``rung.float_matmuls`` names a MatMul that the graph does not have.
     """
-    model = load_graph(graph)
     scratch = folder / "scratch"
-    batches, statistics = calibration.batches, dict(calibration.statistics)
+    prepared = prepare_graph(rung, graph, calibration, scratch=scratch)
+    ranking: list[tuple[str, float]] = []
+    if rung.keep_float:
+        switched = switched_graph(rung, prepared, weight_bits=weight_bits, workdir=scratch)
+        ranking = rank_by_sensitivity(switched, first_texts(calibration.batches))[: rung.keep_float]
+    kept_float = (*ranking, *((name, 0.0) for name in rung.float_matmuls))
+    built = quantize_graph(rung, prepared, kept_float, weight_bits=weight_bits, folder=folder)
+    shutil.rmtree(scratch, ignore_errors=True)
+    return built
+
+
+def prepare_graph(rung: Rung, graph: Path, calibration: CalibrationData, *, scratch: Path) -> PreparedGraph:
+    """Load a float graph, rewrite it as the rung says (exact in float arithmetic), and find the ranges of its activations."""
+    model = load_graph(graph)
+    statistics = dict(calibration.statistics)
     split: tuple[str, ...] = ()
     feed_forward_inputs = {block.down.inputs[0].name for block in feed_forward_blocks(model) if block.down.inputs[0] is not None}
     if rung.outlier_neurons:
         split = split_outlier_neurons(model, statistics, rung.outlier_neurons)
     if rung.smooth is not None:
         smooth_activations(model, statistics, rung.smooth, names=statistics.keys() - feed_forward_inputs, exclude=split)
-    ranking: list[tuple[str, float]] = []
-    if rung.keep_float:
-        names = [site.node for site in matmul_sites(model) if site.node not in split]
-        switched = SwitchedGraph(
-            model, names, ranges=None, weight_bits=weight_bits, per_channel=rung.per_channel, workdir=scratch
-        )
-        ranking = rank_by_sensitivity(switched, _first_texts(batches))[: rung.keep_float]
-    left_out = {*split, *(name for name, _ in ranking)}
-    nodes = [site.node for site in matmul_sites(model) if site.node not in left_out]
-    ranges: dict[str, tuple[float, float]] = {}
+    matmuls = tuple(site.node for site in matmul_sites(model) if site.node not in split)
+    ranges: dict[str, tuple[float, float]] | None = None
     if rung.scheme == "static":
-        activations = _activations(model, nodes)
+        activations = _activations(model, matmuls)
         if rung.calibration == "percentile":  # a histogram cannot be derived from that of the unchanged graph
-            statistics = observe(model, activations, batches, workdir=scratch, histograms=True)
+            statistics = observe(model, activations, calibration.batches, workdir=scratch, histograms=True)
         ranges = {name: statistics[name].range(rung.calibration) for name in activations}
-    prepared = _save_prepared(model, scratch)
+    return PreparedGraph(model, matmuls, split, ranges)
+
+
+def switched_graph(rung: Rung, prepared: PreparedGraph, *, weight_bits: int, workdir: Path) -> SwitchedGraph:
+    """The prepared graph with every MatMul switchable, in the rung's scheme."""
+    return SwitchedGraph(
+        prepared.model,
+        prepared.matmuls,
+        ranges=prepared.ranges,
+        weight_bits=weight_bits,
+        per_channel=rung.per_channel,
+        workdir=workdir,
+    )
+
+
+def quantize_graph(
+    rung: Rung, prepared: PreparedGraph, kept_float: Sequence[tuple[str, float]], *, weight_bits: int, folder: Path
+) -> BuiltCandidate:
+    """Write the prepared graph with all MatMuls but ``kept_float`` (names with their measured errors) in 8 bit to ``folder``."""
+    left_out = {name for name, _ in kept_float}
+    unknown = left_out - set(prepared.matmuls)
+    if unknown:
+        raise RecipeError(
+            f"the graph has no MatMul {sorted(unknown)[0]!r}",
+            where=f"quantize.ladder, {rung.name}: float_matmuls",
+            hint="the recipe was made for another model or with other library versions: search again with the original recipe",
+        )
+    nodes = [name for name in prepared.matmuls if name not in left_out]
+    scratch = folder / "scratch"
+    source = _save_prepared(prepared.model, scratch)
     output = folder / GRAPH_NAME
     with _quiet():
-        if rung.scheme == "dynamic":
-            _quantize_dynamic(rung, prepared, nodes, output, weight_bits=weight_bits)
+        if prepared.ranges is None:
+            _quantize_dynamic(rung, source, nodes, output, weight_bits=weight_bits)
         else:
-            _quantize_static(rung, prepared, nodes, ranges, output, weight_bits=weight_bits)
+            _quantize_static(rung, source, nodes, prepared.ranges, output, weight_bits=weight_bits)
     shutil.rmtree(scratch, ignore_errors=True)
-    return BuiltCandidate(output, tuple(nodes), tuple(ranking), split)
+    return BuiltCandidate(output, tuple(nodes), tuple(kept_float), prepared.split)
 
 
-def _first_texts(batches: Sequence[Feeds]) -> list[Feeds]:
+def first_texts(batches: Sequence[Feeds]) -> list[Feeds]:
+    """The few texts that sensitivity is measured on."""
     return [{name: array[:SENSITIVITY_TEXTS] for name, array in batches[0].items()}]
 
 

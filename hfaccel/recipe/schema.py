@@ -71,6 +71,7 @@ class Rung(Section):
         outlier_neurons: feed-forward neurons per layer that stay in float because their activations are outliers; needs
             calibration data. 0 = none.
         keep_float: how many of the most sensitive MatMuls stay in float; needs calibration data. 0 = none.
+        float_matmuls: names of MatMuls that stay in float, as the search for a fallback found them for this very checkpoint.
         quantize_embeddings: also store embedding tables in 8 bit.
         calibration: range estimator of the static scheme.
         disabled_optimizers: onnxruntime fusions to leave out when this candidate runs.
@@ -83,6 +84,7 @@ class Rung(Section):
     smooth: float | None = Field(default=None, gt=0, lt=1)
     outlier_neurons: int = Field(default=0, ge=0, le=256)
     keep_float: int = Field(default=0, ge=0)
+    float_matmuls: tuple[str, ...] = ()
     quantize_embeddings: bool = False
     calibration: Literal["minmax", "percentile"] = "minmax"
     disabled_optimizers: tuple[str, ...] = ()
@@ -101,6 +103,11 @@ class QuantizeSection(Section):
     weight_bits: Literal[7, 8] = Field(description="7 where u8 x s8 products saturate (CPUs without VNNI)")
     calibration_examples: int = Field(ge=8, le=4096)
     ladder: tuple[Rung, ...]
+    fallback: Literal["off", "needed", "thorough"] = Field(
+        description="search MatMuls to return to float: for rungs that missed the accuracy gate when none holds it (needed), "
+        "or whenever such a rung is faster than the best that holds it (thorough)"
+    )
+    search_seconds: float = Field(gt=0, description="when the search ends with the best found so far")
 
 
 class AccuracySection(Section):

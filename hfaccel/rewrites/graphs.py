@@ -38,6 +38,11 @@ def copy_graph(source: Path, folder: Path) -> None:
         shutil.copyfile(source.with_name(DATA_NAME), folder / DATA_NAME)
 
 
+def graph_bytes(folder: Path) -> int:
+    """Size of the graph in a folder and of its weights, under the standard names."""
+    return sum(path.stat().st_size for path in folder.iterdir() if path.is_file() and path.name in (GRAPH_NAME, DATA_NAME))
+
+
 def operator_counts(model: onnx_ir.Model) -> dict[str, int]:
     """How often each operator occurs, most frequent first; names of other domains carry no prefix."""
     return dict(Counter(node.op_type for node in model.graph.all_nodes()).most_common())

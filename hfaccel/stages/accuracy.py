@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,6 @@ import numpy as np
 
 from hfaccel.artifact.artifact import Artifact, record_files
 from hfaccel.errors import GateError
-from hfaccel.evaluate.judge import Verdict, judge
 from hfaccel.evaluate.sample import multilingual_sample
 from hfaccel.rewrites.graphs import GRAPH_NAME, copy_graph
 from hfaccel.runtime.model import Model
@@ -21,17 +21,16 @@ from hfaccel.source.torch_model import TorchRunner, load_torch_model
 from hfaccel.stages.base import StageContext, StageName, StageResult
 from hfaccel.stages.candidates import Candidate, load_candidates, save_candidates
 from hfaccel.stages.choice import choose, rank
-from hfaccel.stages.evaluation import Evaluation, encode_dataset, evaluate, smallest_batch_cosine
+from hfaccel.stages.examine import Examiner
+from hfaccel.stages.fallback import search_fallbacks
 
 if TYPE_CHECKING:
-    from hfaccel.evaluate.dataset import Dataset
     from hfaccel.recipe.schema import Recipe
 
 NAME: StageName = "accuracy"
-REVISION = 2
+REVISION = 3
 LIBRARIES = ("torch", "transformers", "onnxruntime", "tokenizers", "numpy", "scipy", "scikit-learn", "seqeval")
 GOLDEN_TEXTS = 4
-INVARIANCE_TEXTS = 8
 
 
 def settings(recipe: Recipe) -> Mapping[str, Any]:
@@ -40,6 +39,7 @@ def settings(recipe: Recipe) -> Mapping[str, Any]:
         "accuracy": recipe.accuracy.model_dump(),
         "objective": recipe.measure.objective,
         "precision": recipe.quantize.precision,
+        "search": [recipe.quantize.fallback, recipe.quantize.search_seconds],
         "attention": recipe.export.attention,
         "seed": recipe.seed,
     }
@@ -62,21 +62,17 @@ def run(artifact: Artifact | None, ctx: StageContext) -> StageResult:
         ctx.progress.warn(
             "no --data given: accuracy is agreement with the source on the packaged multilingual sample, not task accuracy"
         )
-    candidates = load_candidates(artifact.folder)
     tokenizer = TextTokenizer(ctx.artifacts["export"].folder, artifact.contract.text)
     ctx.progress.step(f"running the source over {len(dataset.examples)} examples")
-    source = evaluate(
-        Model(TorchRunner(load_torch_model(ctx.source, attention=ctx.recipe.export.attention)), tokenizer, artifact.contract),
-        dataset,
-    )
+    source = TorchRunner(load_torch_model(ctx.source, attention=ctx.recipe.export.attention))
+    examiner = Examiner(source, dataset, tokenizer, artifact.contract, ctx)
+    del source
     judged: list[Candidate] = []
+    candidates = load_candidates(artifact.folder)
     for number, candidate in enumerate(candidates):
         ctx.progress.advance(number, len(candidates))
-        if candidate.reason is None:
-            ctx.progress.step(f"judging: {candidate.name}")
-            model = Model(GraphSession(artifact.folder / candidate.graph, candidate.session), tokenizer, artifact.contract)
-            candidate = _judge(candidate, model, dataset, source, ctx)
-        judged.append(candidate)
+        judged.append(_judge(candidate, artifact, examiner, ctx) if candidate.reason is None else candidate)
+    judged += search_fallbacks(judged, artifact, examiner, ctx)
     chosen = _shippable(choose(judged, ctx.recipe.measure.objective), judged, ctx)
     _write(chosen, rank(judged, chosen, ctx.recipe.measure.objective), artifact, tokenizer, ctx)
     made = Artifact(ctx.workdir, GRAPH_NAME, chosen.precision, artifact.contract, record_files(ctx.workdir))
@@ -89,53 +85,13 @@ def run(artifact: Artifact | None, ctx: StageContext) -> StageResult:
     return StageResult(made, chosen.precision != "fp32", metrics)
 
 
-def _judge(candidate: Candidate, model: Model, dataset: Dataset, source: Evaluation, ctx: StageContext) -> Candidate:
-    result = evaluate(model, dataset)
-    contract = model.contract
-    verdict = judge(
-        task=contract.task,
-        problem_type=contract.problem_type,
-        labels=contract.labels,
-        dataset=dataset,
-        source_outputs=source.outputs,
-        candidate_outputs=result.outputs,
-        source_predictions=source.predictions,
-        candidate_predictions=result.predictions,
-        settings=ctx.recipe.accuracy,
-        metric=ctx.metric,
-        seed=ctx.recipe.seed,
-    )
-    encoded = encode_dataset(model, dataset)[:INVARIANCE_TEXTS]
-    invariance = smallest_batch_cosine(model, encoded)
-    judged = replace(candidate, verdict={**verdict.to_json(), "batch_cosine": invariance})
-    if candidate.precision == "fp32" and verdict.reason != "not-finite":
+def _judge(candidate: Candidate, artifact: Artifact, examiner: Examiner, ctx: StageContext) -> Candidate:
+    ctx.progress.step(f"judging: {candidate.name}")
+    finding = examiner.examine(GraphSession(artifact.folder / candidate.graph, candidate.session))
+    judged = replace(candidate, verdict=finding.to_json())
+    if candidate.precision == "fp32" and finding.reason != "not-finite":
         return judged  # parity proved it stage by stage; on a handful of examples no bound could
-    if not verdict.passed:
-        return replace(judged, reason=verdict.reason, detail=_why(verdict, ctx))
-    if invariance < ctx.recipe.accuracy.batch_invariance:
-        detail = (
-            f"an example alone and in a batch: cosine {invariance:.4f}, at least {ctx.recipe.accuracy.batch_invariance} is asked"
-        )
-        return replace(judged, reason="batch-variant", detail=detail)
-    return judged
-
-
-def _why(verdict: Verdict, ctx: StageContext) -> str:
-    allowed = ctx.recipe.accuracy
-    if verdict.reason == "loss-over-budget":
-        worst = max(verdict.losses, key=lambda loss: loss.upper_bound)
-        return (
-            f"{worst.metric} {worst.source:.4f} -> {worst.candidate:.4f}: loss {worst.loss:+.2%}, "
-            f"95 % bound {worst.upper_bound:+.2%}, budget {allowed.max_loss:.2%}"
-        )
-    if verdict.reason == "cosine-under-minimum":
-        return f"mean cosine {verdict.cosine_mean:.4f}, 95 % bound {verdict.cosine_lower_bound:.4f}, at least {allowed.min_cosine} is asked"
-    if verdict.reason == "agreement-under-minimum":
-        return (
-            f"same answer as the source in {verdict.agreement_mean:.2%}, 95 % bound {verdict.agreement_lower_bound:.2%}, "
-            f"at least {allowed.min_agreement:.2%} is asked"
-        )
-    return "NaN or infinity in the outputs"
+    return replace(judged, reason=finding.reason, detail=finding.detail)
 
 
 def _shippable(chosen: Candidate | None, judged: Sequence[Candidate], ctx: StageContext) -> Candidate:
@@ -161,7 +117,10 @@ def _shippable(chosen: Candidate | None, judged: Sequence[Candidate], ctx: Stage
 def _write(
     chosen: Candidate, judged: Sequence[Candidate], artifact: Artifact, tokenizer: TextTokenizer, ctx: StageContext
 ) -> None:
-    copy_graph(artifact.folder / chosen.graph, ctx.workdir)
+    built_here = ctx.workdir / "fallback"
+    folder = ctx.workdir if (ctx.workdir / chosen.graph).is_relative_to(built_here) else artifact.folder
+    copy_graph(folder / chosen.graph, ctx.workdir)
+    shutil.rmtree(built_here, ignore_errors=True)
     save_candidates(judged, ctx.workdir)
     model = Model(GraphSession(ctx.workdir / GRAPH_NAME, chosen.session), tokenizer, artifact.contract)
     texts = list(multilingual_sample().texts()[:GOLDEN_TEXTS])

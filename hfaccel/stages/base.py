@@ -54,6 +54,7 @@ class StageContext:
         calibration: texts for calibration (pairs as tuples), empty when none were given.
         metric: the metric that the user asked for; None takes the task's default.
         progress: where to report.
+        journal: file for notes on long work, kept over a kill until the stage has finished; None keeps none.
     """
 
     workdir: Path
@@ -66,6 +67,7 @@ class StageContext:
     calibration: tuple[Any, ...]
     metric: MetricName | None
     progress: Progress
+    journal: Path | None = None
 
 
 @dataclass(frozen=True)

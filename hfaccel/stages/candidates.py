@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hfaccel.artifact.contract import Precision, SessionSettings
-from hfaccel.rewrites.graphs import GRAPH_NAME
+from hfaccel.rewrites.graphs import GRAPH_NAME, graph_bytes
 
 FILE_NAME = "candidates.json"
 FLOAT_PARENT = "float"
@@ -23,6 +23,7 @@ Reason = Literal[
     "cosine-under-minimum",
     "agreement-under-minimum",
     "batch-variant",
+    "no-float-set-found",
     "not-better-than-chosen",
 ]
 
@@ -98,7 +99,5 @@ def save_candidates(candidates: Sequence[Candidate], folder: Path) -> None:
 def load_candidates(folder: Path) -> list[Candidate]:
     """Read ``candidates.json``; where quantize was switched off there is none, and the float graph is the only candidate."""
     if not (folder / FILE_NAME).is_file():
-        graphs = [path for path in folder.iterdir() if path.name.startswith(GRAPH_NAME)]
-        size_bytes = sum(path.stat().st_size for path in graphs)
-        return [Candidate(FLOAT_PARENT, GRAPH_NAME, "fp32", SessionSettings(), size_bytes=size_bytes)]
+        return [Candidate(FLOAT_PARENT, GRAPH_NAME, "fp32", SessionSettings(), size_bytes=graph_bytes(folder))]
     return [Candidate.from_json(item) for item in json.loads((folder / FILE_NAME).read_text(encoding="utf-8"))]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,27 +14,26 @@ from hfaccel.artifact.contract import SessionSettings
 from hfaccel.errors import HfaccelError
 from hfaccel.measure.workload import Point, make_feeds
 from hfaccel.quant.build import CalibrationData, build_candidate, gather_statistics
-from hfaccel.rewrites.graphs import GRAPH_NAME, copy_graph
-from hfaccel.runtime.batching import pad, plan_batches
+from hfaccel.rewrites.graphs import GRAPH_NAME, copy_graph, graph_bytes
 from hfaccel.runtime.session import GraphSession
-from hfaccel.runtime.tokenizer import TextTokenizer
 from hfaccel.stages.base import StageContext, StageName, StageResult
+from hfaccel.stages.calibrate import calibration_batches
 from hfaccel.stages.candidates import FLOAT_PARENT, Candidate, Reason, save_candidates
 from hfaccel.stages.race import Entrant, RaceResult, is_faster, race, speedup_of
 
 if TYPE_CHECKING:
-    from hfaccel.quant.calibration import ActivationStatistics, Feeds
+    from hfaccel.quant.calibration import ActivationStatistics
     from hfaccel.recipe.schema import GraphScope, Recipe, Rung
 
 NAME: StageName = "quantize"
 REVISION = 2
 LIBRARIES = ("onnx", "onnx-ir", "onnxruntime", "tokenizers", "numpy")
-CALIBRATION_BATCH = 8
 
 
 def settings(recipe: Recipe) -> Mapping[str, Any]:
     """What of the recipe changes the candidates or their timing."""
-    return {"quantize": recipe.quantize.model_dump(), "measure": recipe.measure.model_dump(), "seed": recipe.seed}
+    ladder = recipe.quantize.model_dump(exclude={"fallback", "search_seconds"})  # the search is of the accuracy stage
+    return {"quantize": ladder, "measure": recipe.measure.model_dump(), "seed": recipe.seed}
 
 
 def requires(artifact: Artifact | None, ctx: StageContext) -> list[str]:
@@ -58,7 +56,7 @@ def run(artifact: Artifact | None, ctx: StageContext) -> StageResult:
         GRAPH_NAME,
         "fp32",
         SessionSettings(),
-        size_bytes=_graph_bytes(ctx.workdir),
+        size_bytes=graph_bytes(ctx.workdir),
         timings=result.timings.get(result.parent, ()),
     )
     candidates = [floating, *(_timed(candidate, result, ctx) for candidate in built)]
@@ -75,18 +73,6 @@ def run(artifact: Artifact | None, ctx: StageContext) -> StageResult:
         "dropped": {candidate.name: candidate.reason for candidate in candidates if candidate.reason},
     }
     return StageResult(made, len(alive) > 1, metrics)
-
-
-def calibration_batches(ctx: StageContext) -> list[Feeds]:
-    """Calibration texts as padded batches of similar length; empty when there are none."""
-    if not ctx.calibration:
-        return []
-    contract = ctx.artifacts["export"].contract
-    tokenizer = TextTokenizer(ctx.artifacts["export"].folder, contract.text)
-    encoded = tokenizer.encode(ctx.calibration)
-    order = plan_batches([len(item.ids) for item in encoded], max_batch=CALIBRATION_BATCH)
-    np.random.default_rng(ctx.recipe.seed).shuffle(order)
-    return [pad([encoded[index] for index in batch], contract.text) for batch in order]
 
 
 def _float_parents(ctx: StageContext) -> dict[GraphScope, Artifact]:
@@ -133,7 +119,7 @@ def _build(rung: Rung, calibration: CalibrationData, parents: Mapping[GraphScope
     made = replace(
         empty,
         graph=f"candidates/{rung.name}/{GRAPH_NAME}",
-        size_bytes=_graph_bytes(folder),
+        size_bytes=graph_bytes(folder),
         quantized=len(built.quantized),
         kept_float=built.kept_float,
     )
@@ -168,7 +154,3 @@ def _is_finite(runner: GraphSession, ctx: StageContext) -> bool:
     point = Point(2, min(16, ctx.artifacts["export"].contract.text.max_length))
     feeds = make_feeds(point, runner.input_names, vocabulary_size=ctx.source.vocabulary_size, seed=ctx.recipe.seed)
     return all(bool(np.isfinite(output).all()) for output in runner.run(feeds).values())
-
-
-def _graph_bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.iterdir() if path.is_file() and path.name.startswith(GRAPH_NAME))

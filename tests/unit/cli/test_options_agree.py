@@ -33,7 +33,7 @@ def test_python_takes_what_the_command_line_takes() -> None:
 
 
 def test_every_option_reaches_the_request() -> None:
-    settings = {"max_loss", "objective", "workload", "precision"}
+    settings = {"max_loss", "objective", "workload", "precision", "budget"}
     assert names(hfaccel.compile) - {"progress"} - settings == names(CompileRequest) - {"settings"}
     assert settings == names(recipe_settings)
 
@@ -55,6 +55,7 @@ def test_options_are_read(tmp_path: Any) -> None:
         objective=None,
         workload="1x16, 8x128",
         precision="int8",
+        budget="10m",
         strict=True,
         force=False,
         no_cache=True,
@@ -65,20 +66,33 @@ def test_options_are_read(tmp_path: Any) -> None:
         "accuracy.max_loss": 0.02,
         "measure.workload": ["1x16", "8x128"],
         "quantize.precision": "int8",
+        "quantize.search_seconds": 600.0,
+        "quantize.fallback": "thorough",
     }
     assert (request.columns, request.overrides, request.use_cache) == ({"text": "body"}, ("seed=1",), False)
     assert (request.strict, request.allow_pickle, request.trust_remote_code, request.revision) == (True, True, False, "main")
 
 
 def test_a_workload_may_be_a_sequence() -> None:
-    one = recipe_settings(max_loss=None, objective=None, workload="1x16,8x128", precision=None)
-    assert one == recipe_settings(max_loss=None, objective=None, workload=("1x16", "8x128"), precision=None)
+    one = recipe_settings(max_loss=None, objective=None, workload="1x16,8x128", precision=None, budget=None)
+    assert one == recipe_settings(max_loss=None, objective=None, workload=("1x16", "8x128"), precision=None, budget=None)
 
 
 @pytest.mark.parametrize("text", ["lots", "0", "100%", "-1%", "1.5"])
 def test_a_budget_that_is_no_share_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="--max-loss: "):
         options.parse_share(text, option="--max-loss")
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90", 90), ("90s", 90), ("1.5m", 90), ("2h", 7200)])
+def test_times_are_read(text: str, seconds: float) -> None:
+    assert options.parse_duration(text, option="--budget") == seconds
+
+
+@pytest.mark.parametrize("text", ["", "soon", "0m", "-5s", "infh", "m"])
+def test_a_time_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="--budget: "):
+        options.parse_duration(text, option="--budget")
 
 
 def test_python_hears_of_problems_as_the_command_line_does(tmp_path: Any) -> None:

@@ -1,0 +1,39 @@
+"""Texts as padded batches: for calibration, and for measuring sensitivity where there is no calibration data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hfaccel.runtime.batching import pad, plan_batches
+from hfaccel.runtime.tokenizer import TextTokenizer
+
+if TYPE_CHECKING:
+    from hfaccel.evaluate.dataset import Dataset
+    from hfaccel.quant.calibration import Feeds
+    from hfaccel.stages.base import StageContext
+
+CALIBRATION_BATCH = 8
+
+
+def calibration_batches(ctx: StageContext) -> list[Feeds]:
+    """Calibration texts as padded batches of similar length, in random order; empty when there are none."""
+    return _batches(ctx.calibration, ctx)
+
+
+def data_batches(dataset: Dataset, ctx: StageContext) -> list[Feeds]:
+    """The first inputs of evaluation data as one padded batch; labels are not looked at."""
+    return _batches([example.model_input for example in dataset.examples[:CALIBRATION_BATCH]], ctx)
+
+
+def _batches(texts: Sequence[Any], ctx: StageContext) -> list[Feeds]:
+    if not texts:
+        return []
+    contract = ctx.artifacts["export"].contract
+    tokenizer = TextTokenizer(ctx.artifacts["export"].folder, contract.text)
+    encoded = tokenizer.encode(texts)
+    order = plan_batches([len(item.ids) for item in encoded], max_batch=CALIBRATION_BATCH)
+    np.random.default_rng(ctx.recipe.seed).shuffle(order)
+    return [pad([encoded[index] for index in batch], contract.text) for batch in order]

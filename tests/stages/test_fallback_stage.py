@@ -1,0 +1,128 @@
+"""A model with two MatMuls made fragile on purpose: the search returns exactly those to float, and the recipe repeats it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import hfaccel
+import hfaccel.pipeline
+from hfaccel.stages.fallback import Journal
+
+OFF_TARGET = "cpu-arm-dotprod"
+"""Another target than any host of these tests: nothing is timed, so no candidate is dropped for its speed."""
+FRAGILE_LAYERS = (1, 3)
+NOT_FUSED = ("quantize.ladder=[{name: dynamic-per-channel, scheme: dynamic, graph: optimized}]", "fuse.enabled=false")
+
+
+def planted_bert(folder: Path) -> None:
+    """BERT of four layers; in two of them a feed-forward neuron is 500 times as loud and its reader as deaf: the same function."""
+    from transformers import BertConfig, BertModel
+
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=100,
+        hidden_size=64,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        intermediate_size=128,
+        max_position_embeddings=64,
+        hidden_act="relu",
+    )
+    model = BertModel(config, add_pooling_layer=False)
+    with torch.no_grad():
+        for layer in FRAGILE_LAYERS:
+            block = model.encoder.layer[layer]
+            block.intermediate.dense.weight[5] *= 500
+            block.intermediate.dense.bias[5] = 500  # loud for every token
+            block.output.dense.weight *= 8  # so that the feed-forward part matters in a random model
+            block.output.dense.weight[:, 5] /= 500
+    model.save_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory: pytest.TempPathFactory, write_tokenizer: Callable[..., None]) -> Path:
+    folder = tmp_path_factory.mktemp("planted") / "model"
+    planted_bert(folder)
+    write_tokenizer(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    random = np.random.default_rng(0)
+    path = tmp_path_factory.mktemp("texts") / "texts.txt"
+    lines = (" ".join(f"word{number}" for number in random.integers(0, 90, random.integers(3, 30))) for _ in range(80))
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def searched(planted: Path, texts: Path, tmp_path_factory: pytest.TempPathFactory) -> hfaccel.pipeline.CompileResult:
+    output = tmp_path_factory.mktemp("searched") / "out"
+    return hfaccel.compile(planted, output=output, task="feature-extraction", data=texts, target=OFF_TARGET, overrides=NOT_FUSED)
+
+
+def test_exactly_the_two_fragile_ones_return_to_float(searched: hfaccel.pipeline.CompileResult) -> None:
+    candidates = {item["name"]: item for item in searched.manifest["candidates"]}
+    assert candidates["dynamic-per-channel"]["reason"] == "cosine-under-minimum"
+    chosen = candidates["dynamic-per-channel-fallback"]
+    assert searched.manifest["chosen"] == chosen["name"]
+    assert chosen["verdict"]["cosine_lower_bound"] > 0.995
+    kept = {name for name, _ in chosen["kept_float"]}
+    assert kept == readers_of_fragile_neurons(searched.folder)
+    assert chosen["quantized"] == 4 * 6 - 2
+
+
+def readers_of_fragile_neurons(folder: Path) -> set[str]:
+    """MatMuls still in float in the shipped graph that read 128 channels: the second products of feed-forward blocks."""
+    import onnx
+
+    model = onnx.load(str(folder / "model.onnx"))
+    shapes = {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}
+    found = {node.name for node in model.graph.node if node.op_type == "MatMul" and shapes.get(node.input[1]) == [128, 64]}
+    assert len(found) == len(FRAGILE_LAYERS)
+    return found
+
+
+def test_the_recipe_repeats_the_model_byte_for_byte_without_a_search(
+    searched: hfaccel.pipeline.CompileResult, planted: Path, texts: Path, tmp_path: Path
+) -> None:
+    again = hfaccel.compile(
+        planted,
+        output=tmp_path / "again",
+        task="feature-extraction",
+        data=texts,
+        target=OFF_TARGET,
+        recipe=searched.folder / "recipe.yaml",
+    )
+    assert (again.folder / "model.onnx").read_bytes() == (searched.folder / "model.onnx").read_bytes()
+    assert [item["name"] for item in again.manifest["candidates"]] == ["dynamic-per-channel-fallback", "float"]
+
+
+def test_a_recipe_for_another_model_is_refused_by_name(
+    searched: hfaccel.pipeline.CompileResult, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    result = hfaccel.compile(tiny_checkpoint, output=tmp_path / "out", target=OFF_TARGET, recipe=searched.folder / "recipe.yaml")
+    dropped = next(item for item in result.manifest["candidates"] if item["name"] == "dynamic-per-channel-fallback")
+    assert dropped["reason"] == "build-failed"
+    assert "float_matmuls: the graph has no MatMul 'node_MatMul_" in dropped["detail"]
+    assert "the recipe was made for another model" in dropped["detail"]
+
+
+def test_a_killed_search_goes_on_from_its_journal(tmp_path: Path) -> None:
+    path = tmp_path / "journals" / "key.jsonl"
+    journal = Journal(path, "static")
+    journal.add(frozenset({"b", "a"}), True)
+    journal.add(frozenset(), False)
+    Journal(path, "smooth").add(frozenset(), True)
+    with path.open("a", encoding="utf-8") as stream:
+        stream.write('{"rung": "static", "fl')  # cut by the kill
+    again = Journal(path, "static")
+    assert (again.known(frozenset({"a", "b"})), again.known(frozenset()), again.known(frozenset("c"))) == (True, False, None)
+    assert json.loads(path.read_text(encoding="utf-8").splitlines()[0])["float"] == ["a", "b"]
