@@ -9,7 +9,7 @@ from pathlib import Path
 from faker import Faker
 from packages import write_text_at_once
 
-SENTENCES = 200
+SENTENCES = 600
 SEED = 7
 
 # Words are separated by spaces, punctuation included; a word in braces is a slot of that entity type.
