@@ -15,7 +15,9 @@ import hfaccel
 from hfaccel.artifact.artifact import Artifact, record_files
 from hfaccel.artifact.manifest import FILE_NAME, read_manifest, write_manifest
 from hfaccel.measure.host import host_fingerprint, library_versions
-from hfaccel.report import readme_text, report_text
+from hfaccel.report.html import FILE_NAME as REPORT_FILE
+from hfaccel.report.html import report_html
+from hfaccel.report.markdown import readme_text, report_text
 from hfaccel.request import Plan
 from hfaccel.stages.base import StageName
 from hfaccel.stages.candidates import FILE_NAME as CANDIDATES_FILE
@@ -55,6 +57,7 @@ def write_output(
     manifest = _manifest(plan, final, records, candidates, chosen, key=key, seconds=seconds)
     (folder / PINNED_RECIPE).write_text(pinned_recipe(plan.recipe, chosen, plan.source.id), encoding="utf-8")
     (folder / "report.md").write_text(report_text(manifest), encoding="utf-8")
+    (folder / REPORT_FILE).write_text(report_html(manifest), encoding="utf-8")
     (folder / "README.md").write_text(readme_text(manifest), encoding="utf-8")
     manifest["files"] = [asdict(record) for record in record_files(folder, skip=(FILE_NAME,))]
     write_manifest(folder, manifest)

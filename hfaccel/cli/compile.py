@@ -45,7 +45,7 @@ def compile_command(
 
     require_compile_extra()
     from hfaccel.pipeline import compile_model
-    from hfaccel.report import candidate_rows
+    from hfaccel.report.markdown import candidate_rows
 
     request = options.make_request(
         model=model,
@@ -83,5 +83,5 @@ def compile_command(
             printer.line(f"dropped {item['name']}: {item['reason']}. {item['detail']}")
     state = "is up to date" if result.up_to_date else "written"
     printer.line(
-        f"{result.folder} {state}: {manifest['chosen']} ({manifest['precision']}), {result.seconds:.1f} s. Report: report.md in it."
+        f"{result.folder} {state}: {manifest['chosen']} ({manifest['precision']}), {result.seconds:.1f} s. Report: report.html in it."
     )

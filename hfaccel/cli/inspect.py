@@ -20,7 +20,7 @@ def inspect(
       hfaccel inspect minilm
     """
     from hfaccel.artifact.manifest import read_manifest
-    from hfaccel.report import candidate_rows
+    from hfaccel.report.markdown import candidate_rows
 
     printer = Output(as_json=json)
     manifest = read_manifest(artifact)
@@ -37,6 +37,9 @@ def inspect(
         ["engine", manifest["engine"]],
         ["size", f"{sum(item['size_bytes'] for item in manifest['files']) / 1e6:.1f} MB in {len(manifest['files'])} files"],
     ]
+    reports = [name for name in ("report.html", "report.md") if (artifact / name).is_file()]
+    if reports:
+        rows.append(["report", ", ".join(str(artifact / name) for name in reports)])
     for kind in ("inputs", "outputs"):
         for spec in manifest["contract"][kind]:
             rows.append([kind[:-1], f"{spec['name']} {spec['dtype']} [{', '.join(map(str, spec['shape']))}]"])

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-Manifest = Mapping[str, Any]
+from hfaccel.report.evidence import data_words
+from hfaccel.report.facts import Manifest, chosen, points, waterfall
+from hfaccel.report.headline import cautions, headline
+from hfaccel.report.wording import NOT_MEASURED, megabytes, milliseconds, percent
 
 
 def candidate_rows(manifest: Manifest) -> tuple[list[str], list[list[str]]]:
@@ -54,20 +57,22 @@ def _number(verdict: Mapping[str, Any] | None, key: str) -> str:
 
 def report_text(manifest: Manifest) -> str:
     """The whole report as Markdown."""
-    source, data = manifest["source"], _accuracy_data(manifest)
-    lines = [f"# {source['id']}, compiled", ""]
+    source, lines = manifest["source"], [f"# {manifest['source']['id']}, compiled", ""]
     lines += [f"{manifest['chosen']} ({manifest['precision']}) for {manifest['target']['name']}; task {source['task']}.", ""]
-    if not manifest["target"]["speed_measured_on_it"]:
-        lines += ["**Speed was not measured on the target**: this host is another one.", ""]
-    lines += ["## What was tried", ""]
-    header, rows = candidate_rows(manifest)
-    lines += markdown_table(header, rows)
+    for caution in cautions(manifest):
+        lines += [f"**{caution}**" if caution.startswith(("Speed", "No data")) else caution, ""]
+    lines += [headline(manifest), "", "The same with pictures: `report.html`.", "", "## What was tried", ""]
+    lines += markdown_table(*candidate_rows(manifest))
     dropped = [f"- {item['name']}: {item['reason']}. {item['detail']}" for item in manifest["candidates"] if item["reason"]]
     if dropped:
         lines += ["", "Dropped, and why:", "", *dropped]
-    lines += ["", "## Accuracy", "", data, "", "## Stages", ""]
-    stages = [[item["stage"], item["status"], f"{item['seconds']:.1f}"] for item in manifest["stages"]]
-    lines += markdown_table(["stage", "status", "seconds"], stages)
+    lines += ["", "## From source to artifact", "", *_way(manifest)]
+    lines += ["", "## Accuracy", "", data_words(manifest), *_slices(manifest), "", "## Stages", ""]
+    stages = [
+        [item["stage"], item["status"], f"{item['seconds']:.1f}", megabytes(item.get("peak_memory_bytes"))]
+        for item in manifest["stages"]
+    ]
+    lines += markdown_table(["stage", "status", "seconds", "peak memory"], stages)
     lines += ["", "## Environment", ""]
     lines += markdown_table(["what", "which"], [[str(key), str(value)] for key, value in manifest["host"].items()])
     lines += [
@@ -77,16 +82,32 @@ def report_text(manifest: Manifest) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _accuracy_data(manifest: Manifest) -> str:
-    metrics = next(item["metrics"] for item in manifest["stages"] if item["stage"] == "accuracy")
-    data = metrics["data"]
-    if metrics["label_free_sample"]:
-        return (
-            f"No data was given: {data['examples']} texts of the packaged multilingual sample, without labels. This is agreement with "
-            "the source model, not task accuracy."
-        )
-    kind = "labelled" if data["labelled"] else "unlabelled (agreement with the source)"
-    return f"{data['examples']} {kind} examples of {data['name']} (sha256 {data['sha256'][:12]})."
+def _way(manifest: Manifest) -> list[str]:
+    at = points(manifest)
+    rows = [
+        [
+            step.name,
+            step.what,
+            *(milliseconds(step.times_ms[point]) if point in step.times_ms else NOT_MEASURED for point in at),
+            megabytes(step.size_bytes),
+            step.harm or NOT_MEASURED,
+        ]
+        for step in waterfall(manifest)
+    ]
+    return markdown_table(["step", "what", *at, "size", "distance from the source"], rows)
+
+
+def _slices(manifest: Manifest) -> list[str]:
+    slices = (chosen(manifest)["verdict"] or {}).get("slices") or []
+    rows = [
+        [
+            str(item["name"]),
+            str(item["examples"]),
+            f"{percent(item['loss'], signed=True)} ({percent(item['lower_bound'], signed=True)} to {percent(item['upper_bound'], signed=True)})",
+        ]
+        for item in slices
+    ]
+    return ["", *markdown_table(["slice", "examples", "loss (95 % bounds)"], rows)] if rows else []
 
 
 def readme_text(manifest: Manifest) -> str:
@@ -95,7 +116,7 @@ def readme_text(manifest: Manifest) -> str:
     outputs = ", ".join(f"`{spec['name']}` {spec['dtype']} {list(spec['shape'])}" for spec in manifest["contract"]["outputs"])
     return f"""# {manifest["source"]["id"]}, compiled by hfaccel {manifest["hfaccel_version"]}
 
-Task {manifest["source"]["task"]}, precision {manifest["precision"]}, target {manifest["target"]["name"]}. `report.md` has the evidence.
+Task {manifest["source"]["task"]}, precision {manifest["precision"]}, target {manifest["target"]["name"]}. `report.html` and `report.md` have the evidence.
 
 With hfaccel (`pip install hfaccel`; no torch needed):
 

@@ -1,0 +1,210 @@
+"""What the reports say, read out of a manifest; where the manifest has no number there is None, never a guess."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from hfaccel.report.wording import reason_words
+
+Manifest = Mapping[str, Any]
+Candidate = Mapping[str, Any]
+Timing = Mapping[str, Any]
+State = Literal["shipped", "held", "refused", "not-built"]
+
+FLOAT = "float"
+_NEVER_BUILT = ("needs-calibration-data", "build-failed", "engine-not-installed", "engine-not-wanted", "not-supported-by-target")
+
+
+def chosen(manifest: Manifest) -> Candidate:
+    """The candidate that ships."""
+    found: Candidate = next(item for item in manifest["candidates"] if item["name"] == manifest["chosen"])
+    return found
+
+
+def is_float(candidate: Candidate) -> bool:
+    """Whether this is the float graph that the others are compared with."""
+    return bool(candidate["name"] == FLOAT)
+
+
+def state(candidate: Candidate) -> State:
+    """What became of a candidate."""
+    if candidate["detail"] == "chosen":
+        return "shipped"
+    if candidate["reason"] in _NEVER_BUILT:
+        return "not-built"
+    return "held" if candidate["reason"] in (None, "not-better-than-chosen") else "refused"
+
+
+def outcome(candidate: Candidate) -> str:
+    """What became of it, in words; that a bound is wide for want of examples is no fault of the candidate."""
+    if state(candidate) == "shipped":
+        return "ships"
+    if candidate["reason"] and (candidate["verdict"] or {}).get("too_few_examples"):
+        return "refused: too few examples to prove it"
+    return reason_words(candidate["reason"]) or "holds all gates"
+
+
+def points(manifest: Manifest) -> list[str]:
+    """The workload's points that anything was timed at, in order."""
+    return list(dict.fromkeys(timing["point"] for item in manifest["candidates"] for timing in item["timings"]))
+
+
+def headline_timing(candidate: Candidate) -> Timing | None:
+    """The timing to quote: of the points that were stable (of all, if none was) the one with the most tokens."""
+    timings: Sequence[Timing] = [] if is_float(candidate) else candidate["timings"]
+    stable = [timing for timing in timings if timing["stable"]]
+    return max(stable or timings, key=lambda timing: _tokens(timing["point"]), default=None)
+
+
+def _tokens(point: str) -> int:
+    batch, _, length = point.partition("x")
+    return int(batch) * int(length) if batch.isdigit() and length.isdigit() else 0
+
+
+def speedup(candidate: Candidate) -> float | None:
+    """Over the whole workload against the float graph; None where it was not timed."""
+    if is_float(candidate):
+        return 1.0
+    return float(candidate["speedup"]) if candidate["timings"] else None
+
+
+def worst_loss(verdict: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """The loss with the highest bound; None without labels."""
+    losses: Sequence[Mapping[str, Any]] = verdict["losses"] if verdict else ()
+    return max(losses, key=lambda loss: loss["upper_bound"], default=None)
+
+
+def stage_record(manifest: Manifest, name: str) -> Mapping[str, Any]:
+    """What a stage recorded; an empty record where it did not run."""
+    return next((item for item in manifest["stages"] if item["stage"] == name), {})
+
+
+def stage_metrics(manifest: Manifest, name: str) -> Mapping[str, Any]:
+    """The numbers that a stage recorded."""
+    metrics: Mapping[str, Any] = stage_record(manifest, name).get("metrics") or {}
+    return metrics
+
+
+def data_of(manifest: Manifest) -> tuple[str, int, bool]:
+    """Name of the evaluation data, how many examples, and whether their labels were used."""
+    data = stage_metrics(manifest, "accuracy").get("data") or {}
+    verdict = chosen(manifest)["verdict"] or {}
+    name = "the packaged multilingual sample" if is_label_free(manifest) else str(data.get("name", "unknown data"))
+    return name, int(data.get("examples") or 0), bool(data.get("labelled")) and bool(verdict.get("losses"))
+
+
+def is_label_free(manifest: Manifest) -> bool:
+    """Whether the user gave no data, so that the packaged texts were used."""
+    return bool(stage_metrics(manifest, "accuracy").get("label_free_sample"))
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A measure that a gate limits, as an amount of harm: 0 is as good as the source.
+
+    Attributes:
+        key: which one.
+        title: as an axis names it.
+        limit: the most that passes, compared with the 95 % bound.
+        as_percent: whether amounts are written in per cent.
+    """
+
+    key: Literal["loss", "cosine", "agreement"]
+    title: str
+    limit: float
+    as_percent: bool
+
+    def harm(self, candidate: Candidate) -> tuple[float, float] | None:
+        """The measured amount and its 95 % bound; None where it was not measured."""
+        verdict = candidate["verdict"]
+        if not verdict:
+            return None
+        if self.key == "loss":
+            loss = worst_loss(verdict)
+            return (loss["loss"], loss["upper_bound"]) if loss else None
+        mean, bound = verdict.get(f"{self.key}_mean"), verdict.get(f"{self.key}_lower_bound")
+        return None if mean is None or bound is None else (1 - mean, 1 - bound)
+
+
+def measures(manifest: Manifest) -> Iterator[Measure]:
+    """The measures that decided: the loss where there are labels, cosine for vectors, else agreement with the source."""
+    limits = manifest["recipe"]["accuracy"]
+    verdicts = [item["verdict"] for item in manifest["candidates"] if item["verdict"]]
+    labelled = any(verdict["losses"] for verdict in verdicts)
+    if labelled:
+        yield Measure("loss", "Loss of the task's metric", limits["max_loss"], True)
+    if verdicts and all(verdict.get("agreement_mean") is None for verdict in verdicts):
+        yield Measure("cosine", "Distance of the vectors (1 - cosine)", 1 - limits["min_cosine"], False)
+    elif verdicts and not labelled:
+        yield Measure("agreement", "Answers other than the source's", 1 - limits["min_agreement"], True)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step on the way from the checkpoint to the artifact.
+
+    Attributes:
+        name: of the step.
+        what: what it did.
+        times_ms: by workload point; empty where nothing was timed.
+        timings: against the float graph in the same interleaved run, where that is how it was timed.
+        size_bytes: of graph and weights after it.
+        harm: how far it is from the source, in words; None if it was not measured.
+    """
+
+    name: str
+    what: str
+    times_ms: Mapping[str, float]
+    timings: Sequence[Timing]
+    size_bytes: int | None
+    harm: str | None
+
+
+def waterfall(manifest: Manifest) -> Iterator[Step]:
+    """The steps from the source to what ships."""
+    source, winner = manifest["source"], chosen(manifest)
+    yield Step("source", f"the checkpoint ({source['model_type']}), in torch", {}, (), source["weight_bytes"], "the reference")
+    float_ms = stage_metrics(manifest, "quantize").get("float_ms") or {}
+    parent = stage_metrics(manifest, "quantize").get("float_parent")
+    for name, key, what in (
+        ("export", "", "as an ONNX graph"),
+        ("optimize", "optimized", "cleaned up, exact rewrites"),
+        ("fuse", "fused", "operators fused"),
+    ):
+        record = stage_record(manifest, name)
+        if not record or record["status"] == "skipped":
+            yield Step(name, "switched off", {}, (), None, None)
+            continue
+        if float_ms.get(parent) and key in float_ms and len(float_ms) > 1:
+            what += (
+                "; the faster float graph, what follows is compared with it" if key == parent else "; not the faster float graph"
+            )
+        parity = record["metrics"].get("parity") or {}
+        harm = (
+            f"1 - cosine {max(0.0, 1 - parity['min_cosine']):.1g}, largest difference {parity['max_abs']:.1g}" if parity else None
+        )
+        yield Step(name, what, float_ms.get(key, {}), (), record.get("size_bytes"), harm)
+    if not is_float(winner):
+        times = {timing["point"]: timing["candidate_ms"] for timing in winner["timings"]}
+        what = (
+            f"{winner['name']}: {winner['quantized']} MatMuls in int8"
+            if winner["quantized"]
+            else f"{winner['name']}: {winner['precision']}"
+        )
+        if winner["kept_float"]:
+            what += f", {len(winner['kept_float'])} kept in float"
+        yield Step("quantize", what, times, winner["timings"], winner["size_bytes"], _harm(winner))
+
+
+def _harm(candidate: Candidate) -> str | None:
+    verdict = candidate["verdict"]
+    loss = worst_loss(verdict)
+    if loss:
+        return f"{loss['metric']} loss {loss['loss']:+.2%}, at most {loss['upper_bound']:+.2%}"
+    if verdict and verdict.get("agreement_mean") is not None:
+        return f"same answer in {verdict['agreement_mean']:.2%}, at least {verdict['agreement_lower_bound']:.2%}"
+    if verdict:
+        return f"cosine {verdict['cosine_mean']:.4f}, at least {verdict['cosine_lower_bound']:.4f}"
+    return None

@@ -1,0 +1,66 @@
+"""Numbers and names of the manifest in the words of the reports."""
+
+from __future__ import annotations
+
+NOT_MEASURED = "not measured"
+REASONS = {
+    "needs-calibration-data": "not built: needs calibration text",
+    "build-failed": "not built",
+    "engine-not-installed": "not built: engine not installed",
+    "engine-not-wanted": "not built: engine not asked for",
+    "not-supported-by-target": "not built: the target cannot",
+    "not-finite": "refused: NaN or infinity",
+    "slower-than-parent": "refused: not faster than float",
+    "loss-over-budget": "refused: loss over the budget",
+    "slice-loss-over-budget": "refused: part of the data loses too much",
+    "cosine-under-minimum": "refused: vectors too far off",
+    "agreement-under-minimum": "refused: too many other answers",
+    "batch-variant": "refused: depends on its batch",
+    "no-float-set-found": "refused: no fallback found",
+    "not-better-than-chosen": "holds all gates, not chosen",
+}
+PRECISIONS = {"int8": "8-bit", "fp32": "float", "bf16": "bfloat16", "fp16": "float16"}
+
+
+def milliseconds(value: float) -> str:
+    """Three digits that matter, with the unit."""
+    return f"{significant(value)} ms"
+
+
+def significant(value: float) -> str:
+    """Three significant digits, never in exponent notation."""
+    return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:.0f}"
+
+
+def megabytes(value: int | None) -> str:
+    """Bytes in millions of bytes, with the unit."""
+    return f"{significant(value / 1e6)} MB" if value else NOT_MEASURED
+
+
+def percent(value: float, *, signed: bool = False) -> str:
+    """A share in per cent; two decimals."""
+    return f"{value:+.2%}" if signed else f"{value:.2%}"
+
+
+def point_words(point: str) -> str:
+    """``8x128`` as ``8 texts of 128 tokens``; what is not of that form, as it is."""
+    batch, _, length = point.partition("x")
+    if not (batch.isdigit() and length.isdigit()):
+        return point
+    return f"{batch} text{'' if batch == '1' else 's'} of {length} tokens"
+
+
+def precision_words(precision: str) -> str:
+    """A precision as people say it."""
+    return PRECISIONS.get(precision, precision)
+
+
+def reason_words(reason: str | None) -> str:
+    """Why a candidate does not ship; empty for the one that does."""
+    return REASONS.get(reason, reason) if reason else ""
+
+
+def shortened(text: str, length: int) -> str:
+    """The text, or its two ends with an ellipsis: names of candidates differ at either."""
+    head = length // 2
+    return text if len(text) <= length else f"{text[:head]}…{text[len(text) - length + head + 1 :]}"
