@@ -57,6 +57,7 @@ def compile(  # noqa: A001 - the design's public name
     workload: str | Sequence[str] | None = None,
     precision: str | None = None,
     budget: float | None = None,
+    engines: str | Sequence[str] | None = None,
     strict: bool = False,
     force: bool = False,
     use_cache: bool = True,
@@ -89,7 +90,8 @@ def compile(  # noqa: A001 - the design's public name
         max_loss: accuracy budget as a share, 0.01 is 1 %.
         objective: what ranks the candidates.
         workload: batch x length points, as a sequence or separated by commas.
-        precision: ``fp32`` or ``int8`` as a demand; None leaves it to the recipe.
+        precision: ``fp32``, ``bf16`` or ``int8`` as a demand; None leaves it to the recipe.
+        engines: which may compete: names as a sequence or separated by commas, or ``auto``; None leaves it to the recipe.
         budget: search thoroughly, at most so many seconds: rungs that missed the accuracy gate return MatMuls to float.
         strict: a missed fusion contract fails instead of warning.
         force: replace an existing output.
@@ -115,7 +117,9 @@ def compile(  # noqa: A001 - the design's public name
         task=task,
         target=target,
         recipe=_text(recipe),
-        settings=recipe_settings(max_loss=max_loss, objective=objective, workload=workload, precision=precision, budget=budget),
+        settings=recipe_settings(
+            max_loss=max_loss, objective=objective, workload=workload, precision=precision, budget=budget, engines=engines
+        ),
         overrides=tuple(overrides),
         data=_text(data),
         calibration=_text(calibration),

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 PINNED_RECIPE = "recipe.yaml"
 LIBRARIES = (
-    "hfaccel", "torch", "transformers", "tokenizers", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "optimum", "numpy",
+    "hfaccel", "torch", "transformers", "tokenizers", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "openvino", "optimum", "numpy",
 )  # fmt: skip
 NOT_PUBLISHED = frozenset({PARITY_FILE, "model.onnx", "model.onnx.data"})
 
@@ -112,7 +112,7 @@ def _manifest(
             "weight_bytes": plan.source.weight_bytes,
         },
         "graph": final.graph,
-        "engine": "onnxruntime",
+        "engine": chosen.session.engine,
         "precision": final.precision,
         "chosen": chosen.name,
         "contract": final.contract.to_json(),

@@ -94,6 +94,7 @@ def recipe_settings(
     workload: str | Sequence[str] | None,
     precision: str | None,
     budget: float | None,
+    engines: str | Sequence[str] | None,
 ) -> dict[str, Any]:
     """Dotted recipe paths that these options set; what is None is left to the recipe.
 
@@ -103,17 +104,25 @@ def recipe_settings(
         workload: batch x length points, as a sequence or separated by commas.
         precision: a demand, or "auto".
         budget: seconds of a thorough search.
+        engines: which may compete, as a sequence or separated by commas; or "auto".
     """
     points = workload.split(",") if isinstance(workload, str) else workload
+    names = engines.split(",") if isinstance(engines, str) else engines
     values = {
         "accuracy.max_loss": max_loss,
         "measure.objective": objective,
         "measure.workload": None if points is None else [point.strip() for point in points],
         "quantize.precision": precision,
+        "quantize.engines": None if names is None else _engine_names(names),
         "quantize.search_seconds": budget,
         "quantize.fallback": None if budget is None else "thorough",
     }
     return {path: value for path, value in values.items() if value is not None}
+
+
+def _engine_names(names: Sequence[str]) -> list[str] | str:
+    listed = [name.strip() for name in names]
+    return "auto" if listed == ["auto"] else listed
 
 
 def prepare(request: CompileRequest) -> Plan:

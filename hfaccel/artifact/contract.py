@@ -23,6 +23,10 @@ ProblemType = Literal["single_label_classification", "multi_label_classification
 PoolingMode = Literal["cls", "mean", "max", "mean_sqrt_len", "weightedmean", "last"]
 Activation = Literal["sigmoid", "identity"]
 Precision = Literal["fp32", "bf16", "fp16", "int8", "int4"]
+Engine = Literal["onnxruntime", "openvino"]
+ENGINES: tuple[Engine, ...] = get_args(Engine)
+InferencePrecision = Literal["f32", "bf16"]
+GraphOptimization = Literal["disabled", "basic", "extended", "layout", "all"]
 
 
 @dataclass(frozen=True)
@@ -101,15 +105,27 @@ class Contract:
 
 @dataclass(frozen=True)
 class SessionSettings:
-    """Settings of an onnxruntime session; part of a candidate, because they change its speed.
+    """The engine and how it runs; part of a candidate, because both change its speed. Older manifests lack the later ones.
 
-    ``intra_op_num_threads`` 0 means one thread per physical core. ``disabled_optimizers`` names run-time fusions to leave
-    out (a fusion can be a loss; the recipe or the measurement says which).
+    Attributes:
+        intra_op_num_threads: 0 means one thread per physical core.
+        allow_spinning: onnxruntime: let idle worker threads wait actively.
+        disabled_optimizers: onnxruntime: run-time fusions to leave out (a fusion can be a loss; the measurement says which).
+        engine: what runs the graph.
+        inference_precision: openvino: what is computed in float may be computed in bfloat16.
+        enable_cpu_mem_arena: onnxruntime: keep freed memory for the next run.
+        graph_optimization_level: onnxruntime: how far the graph is optimized when it is opened.
+        flush_denormals: onnxruntime: treat denormal numbers as zero.
     """
 
     intra_op_num_threads: int = 0
     allow_spinning: bool = True
     disabled_optimizers: tuple[str, ...] = ()
+    engine: Engine = "onnxruntime"
+    inference_precision: InferencePrecision = "f32"
+    enable_cpu_mem_arena: bool = True
+    graph_optimization_level: GraphOptimization = "all"
+    flush_denormals: bool = False
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> SessionSettings:

@@ -7,18 +7,22 @@ import subprocess
 import sys
 from pathlib import Path
 
-from hfaccel.errors import IntegrityError
+from hfaccel.errors import IntegrityError, TargetError
 
 TOLERANCE = 1e-4
 TIMEOUT_S = 600
 
 _LOAD_TEST = """
-import json, sys
+import json, sys, warnings
 from pathlib import Path
 import numpy
+from hfaccel.runtime.engines import EngineFallbackWarning
 from hfaccel.runtime.load import load
 folder = Path(sys.argv[1])
-model = load(folder)
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always", EngineFallbackWarning)
+    model = load(folder)
+fallback = [str(item.message) for item in caught if item.category is EngineFallbackWarning]
 texts = json.loads((folder / "golden" / "inputs.json").read_text(encoding="utf-8"))
 golden = numpy.load(folder / "golden" / "outputs.npz")
 worst = 0.0
@@ -28,7 +32,7 @@ for index, outputs in enumerate(model.outputs(model.tokenizer.encode(texts))):
         scale = max(1.0, float(numpy.abs(expected).max()))
         worst = max(worst, float(numpy.abs(array - expected).max()) / scale)
 heavy = sorted(set(sys.modules) & {"torch", "transformers", "onnx"})
-print(json.dumps({"worst": worst, "heavy": heavy}))
+print(json.dumps({"worst": worst, "heavy": heavy, "fallback": fallback}))
 """
 
 
@@ -37,6 +41,7 @@ def load_test(folder: Path) -> None:
 
     Raises:
         IntegrityError: it does not open, answers otherwise, or needs torch.
+        TargetError: its engine is not installed here, so its answers cannot be compared.
     """
     command = [sys.executable, "-c", _LOAD_TEST, str(folder)]
     process = subprocess.run(command, capture_output=True, text=True, check=False, timeout=TIMEOUT_S)
@@ -46,6 +51,12 @@ def load_test(folder: Path) -> None:
             f"the finished folder does not open: {last}", where="load test", hint="report this with the output of --debug"
         )
     answer = json.loads(process.stdout.strip().splitlines()[-1])
+    if answer["fallback"]:
+        raise TargetError(
+            f"golden answers hold for the engine that made them: {answer['fallback'][0]}",
+            where="load test",
+            hint="install the engine, or check the files alone with --no-golden",
+        )
     if answer["heavy"]:
         raise IntegrityError(f"the run time imported {', '.join(answer['heavy'])}", where="load test")
     if not answer["worst"] <= TOLERANCE:

@@ -74,13 +74,23 @@ def doctor(json: Annotated[bool, typer.Option("--json", help="Print the result a
 def _machine(output: Output) -> dict[str, Any]:
     import onnxruntime
 
+    from hfaccel.artifact.contract import ENGINES
     from hfaccel.artifact.store import default_cache_folder
+    from hfaccel.measure.host import library_versions
     from hfaccel.recipe.targets import detect_host
 
     host, cache, providers = detect_host(), default_cache_folder(), list(onnxruntime.get_available_providers())
     free_bytes = shutil.disk_usage(_existing_parent(cache)).free
+    engines = {name: None if version == "absent" else version for name, version in library_versions(ENGINES).items()}
     _show(output, host, f"{cache}, {free_bytes / _GIB:.1f} GiB free", providers)
-    return {"host": asdict(host), "cache": {"folder": str(cache), "disk_free_bytes": free_bytes}, "providers": providers}
+    told = (f"{name} {version}" if version else f"{name}: pip install 'hfaccel[{name}]'" for name, version in engines.items())
+    output.line(f"engines        {', '.join(told)}")
+    return {
+        "host": asdict(host),
+        "cache": {"folder": str(cache), "disk_free_bytes": free_bytes},
+        "providers": providers,
+        "engines": engines,
+    }
 
 
 def _show(output: Output, host: HostInfo, cache: str, providers: list[str]) -> None:

@@ -30,7 +30,13 @@ Metric = Annotated[str | None, typer.Option(help="Metric of the accuracy gate; b
 MaxLoss = Annotated[str | None, typer.Option(help="Accuracy budget, relative, e.g. 1% or 0.01.")]
 Objective = Annotated[str | None, typer.Option(help="What 'best' means: latency, throughput or size.")]
 Workload = Annotated[str | None, typer.Option(help="Batch x length points, e.g. 1x16,1x128,8x128.")]
-PrecisionName = Annotated[str | None, typer.Option("--precision", help="auto, fp32 or int8; anything but auto is a demand.")]
+PrecisionName = Annotated[
+    str | None, typer.Option("--precision", help="auto, fp32, bf16 or int8; anything but auto is a demand.")
+]
+Engines = Annotated[
+    str | None,
+    typer.Option("--engine", help="Engines that may compete: auto, or names separated by commas: onnxruntime,openvino."),
+]
 Budget = Annotated[
     str | None,
     typer.Option(
@@ -62,6 +68,7 @@ def make_request(
     objective: str | None,
     workload: str | None,
     precision: str | None,
+    engine: str | None,
     budget: str | None,
     strict: bool,
     force: bool,
@@ -89,6 +96,7 @@ def make_request(
             workload=workload,
             precision=precision,
             budget=None if budget is None else parse_duration(budget, option="--budget"),
+            engines=engine,
         ),
         overrides=tuple(overrides or ()),
         data=data,

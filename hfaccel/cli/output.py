@@ -76,6 +76,16 @@ class Output:
         """A warning, on standard error."""
         self._console("err").print(f"warning: {text}", style="yellow", markup=False)
 
+    @contextmanager
+    def showing_warnings(self) -> Iterator[None]:
+        """Say what code within warns of with Python's warnings, without the file and line that mean nothing to a user."""
+        import warnings
+
+        with warnings.catch_warnings(record=True) as caught:
+            yield
+        for item in caught:
+            self.warn(str(item.message))
+
     def step(self, text: str) -> None:
         """A plain progress line with the seconds since the start, for logs and CI."""
         self._console("err").print(f"{time.monotonic() - self._started:7.1f}s  {text}", markup=False)

@@ -27,6 +27,7 @@ def plan(
     objective: options.Objective = None,
     workload: options.Workload = None,
     precision: options.PrecisionName = None,
+    engine: options.Engines = None,
     budget: options.Budget = None,
     strict: options.Strict = False,
     force: options.Force = False,
@@ -61,6 +62,7 @@ def plan(
         objective=objective,
         workload=workload,
         precision=precision,
+        engine=engine,
         budget=budget,
         strict=strict,
         force=force,
@@ -86,8 +88,12 @@ def plan(
 
 
 def _summary(made: Forecast) -> dict[str, Any]:
+    from hfaccel.stages.quantize import refusal
+
     plan = made.plan
-    ladder = plan.recipe.quantize.ladder if plan.recipe.quantize.enabled else ()
+    quantize = plan.recipe.quantize
+    ladder = quantize.ladder if quantize.enabled else ()
+    refusals = {rung.name: refusal(rung, quantize, plan.target, on_target=plan.on_target) for rung in ladder}
     return {
         "model": plan.source.id,
         "model_type": plan.source.model_type,
@@ -100,6 +106,7 @@ def _summary(made: Forecast) -> dict[str, Any]:
         "calibration_texts": len(plan.calibration),
         "candidates": [rung.name for rung in ladder],
         "refused_without_calibration": [rung.name for rung in ladder if rung.needs_calibration and not plan.calibration],
+        "refused_here": [f"{name}: {refused[0]}" for name, refused in refusals.items() if refused is not None],
         "notices": list(plan.notices),
     }
 

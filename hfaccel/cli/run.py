@@ -48,7 +48,8 @@ def run(
 
     from hfaccel.runtime.load import load  # onnxruntime is slow to import, --help does without
 
-    model = load(folder)
+    with output.showing_warnings():
+        model = load(folder)
     _check_task(model.contract.task, pair, question, top_k, aggregation)
     if model.contract.task == "sentence-similarity":
         _show_vectors(output, given, model.embed(given))

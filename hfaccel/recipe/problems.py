@@ -87,6 +87,9 @@ def recipe_problems(recipe: Recipe, origins: Mapping[str, str]) -> list[Problem]
             problems.append(
                 Problem(origin_of(where, origins), where, f"the name '{rung.name}' stands twice", "names must be unique")
             )
+        for name, what in rung.contradictions():
+            where = f"quantize.ladder.{index}.{name}"
+            problems.append(Problem(origin_of(where, origins), where, what, "remove the key, or change engine or scheme"))
     return problems
 
 

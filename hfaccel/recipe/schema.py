@@ -9,13 +9,15 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from hfaccel.artifact.contract import Precision
+from hfaccel.artifact.contract import Engine, GraphOptimization, InferencePrecision, Precision, SessionSettings
 
 ExporterName = Literal["transformers", "torch"]
 CleanupName = Literal["fold_constants", "common_subexpressions", "drop_unused", "name_symbols"]
 RewriteName = Literal["last_layer_pooled_token"]
 GraphScope = Literal["optimized", "fused"]
 Objective = Literal["latency", "throughput", "size"]
+SLICE_FACTOR = 3.0
+"""A part of the data may lose this many times the budget of the whole, where the recipe does not say."""
 
 
 class Section(BaseModel):
@@ -64,7 +66,8 @@ class Rung(Section):
 
     Attributes:
         name: unique name, as reports show it.
-        scheme: ``dynamic`` (activation ranges per call) or ``static`` (calibrated ranges, QDQ).
+        scheme: ``dynamic`` (activation ranges per call), ``static`` (calibrated ranges, QDQ) or ``none`` (the float graph as it
+            is, in another engine or with other settings).
         graph: quantize the optimized (unfused) or the fused float graph.
         per_channel: one weight scale per output channel.
         smooth: move activation outliers into the weights before quantizing (SmoothQuant); needs calibration data.
@@ -74,11 +77,17 @@ class Rung(Section):
         float_matmuls: names of MatMuls that stay in float, as the search for a fallback found them for this very checkpoint.
         quantize_embeddings: also store embedding tables in 8 bit.
         calibration: range estimator of the static scheme.
+        engine: what runs this candidate.
+        inference_precision: openvino: compute what is float in bfloat16; auto does where the target has it in hardware.
         disabled_optimizers: onnxruntime fusions to leave out when this candidate runs.
+        allow_spinning: onnxruntime: let idle worker threads wait actively.
+        enable_cpu_mem_arena: onnxruntime: keep freed memory for the next run.
+        graph_optimization_level: onnxruntime: how far the graph is optimized when it is opened.
+        flush_denormals: onnxruntime: treat denormal numbers as zero.
     """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")
-    scheme: Literal["dynamic", "static"]
+    scheme: Literal["dynamic", "static", "none"]
     graph: GraphScope
     per_channel: bool = True
     smooth: float | None = Field(default=None, gt=0, lt=1)
@@ -87,21 +96,70 @@ class Rung(Section):
     float_matmuls: tuple[str, ...] = ()
     quantize_embeddings: bool = False
     calibration: Literal["minmax", "percentile"] = "minmax"
+    engine: Engine = "onnxruntime"
+    inference_precision: InferencePrecision | Literal["auto"] = "f32"
     disabled_optimizers: tuple[str, ...] = ()
+    allow_spinning: bool = True
+    enable_cpu_mem_arena: bool = True
+    graph_optimization_level: GraphOptimization = "all"
+    flush_denormals: bool = False
 
     @property
     def needs_calibration(self) -> bool:
         """Whether this rung can be built only with calibration data."""
         return self.scheme == "static" or self.smooth is not None or self.outlier_neurons > 0 or self.keep_float > 0
 
+    @property
+    def precision(self) -> Precision:
+        """The lowest precision that this rung, made :meth:`for_target`, computes its MatMuls in."""
+        if self.scheme != "none":
+            return "int8"
+        return "bf16" if self.inference_precision == "bf16" else "fp32"
+
+    def for_target(self, *, bf16: bool) -> Rung:
+        """This rung with the precision that ``auto`` stands for on a target with or without bfloat16."""
+        if self.inference_precision != "auto":
+            return self
+        return self.model_copy(update={"inference_precision": "bf16" if bf16 else "f32"})
+
+    def session(self) -> SessionSettings:
+        """The settings that this rung, made :meth:`for_target`, runs with."""
+        return SessionSettings(**self.model_dump(include=set(_SESSION_FIELDS)))
+
+    def quantization(self) -> Rung:
+        """This rung with nothing but what makes its graph: rungs that differ in the rest share one graph."""
+        return Rung(**{**self.model_dump(exclude=set(_SESSION_FIELDS)), "name": "any"})
+
+    def contradictions(self) -> tuple[tuple[str, str], ...]:
+        """Fields that say something which the engine or the scheme of this rung cannot do, each with what is wrong."""
+        found = []
+        if self.engine == "onnxruntime" and self.inference_precision != "f32":
+            found.append(("inference_precision", f"onnxruntime cannot compute float graphs in {self.inference_precision}"))
+        if self.engine != "onnxruntime":
+            others = self._changed(_SESSION_FIELDS - {"engine", "inference_precision"})
+            found += [(name, f"{self.engine} has no such setting") for name in others]
+        if self.scheme == "none":
+            found += [(name, "a rung of scheme none quantizes nothing") for name in self._changed(_QUANTIZATION_FIELDS)]
+        return tuple(found)
+
+    def _changed(self, names: frozenset[str]) -> list[str]:
+        return sorted(name for name in names if getattr(self, name) != Rung.model_fields[name].default)
+
+
+_SESSION_FIELDS = frozenset(SessionSettings.__dataclass_fields__) & frozenset(Rung.model_fields)
+_QUANTIZATION_FIELDS = frozenset(Rung.model_fields) - _SESSION_FIELDS - {"name", "scheme", "graph"}
+
 
 class QuantizeSection(Section):
-    """Stage 4: the ladder of candidates. ``precision`` fp32 skips the stage; ``auto`` lets the float graph compete."""
+    """Stage 4: the ladder of candidates. A ``precision`` other than ``auto`` leaves only rungs of that precision."""
 
     enabled: bool
     precision: Precision | Literal["auto"]
     weight_bits: Literal[7, 8] = Field(description="7 where u8 x s8 products saturate (CPUs without VNNI)")
     calibration_examples: int = Field(ge=8, le=4096)
+    engines: tuple[Engine, ...] | Literal["auto"] = Field(
+        description="engines that may compete; auto: onnxruntime, and where candidates are timed whatever else is installed"
+    )
     ladder: tuple[Rung, ...]
     fallback: Literal["off", "needed", "thorough"] = Field(
         description="search MatMuls to return to float: for rungs that missed the accuracy gate when none holds it (needed), "
@@ -115,15 +173,23 @@ class AccuracySection(Section):
 
     ``max_loss`` is relative (0.01 = 1 %); the one-sided 95 % bound of the loss must lie inside. ``min_cosine`` gates vectors
     (lower bound of the mean), ``min_agreement`` the label-free top-1 agreement (lower bound). ``batch_invariance`` is the
-    smallest cosine allowed between an example alone and in a padded batch.
+    smallest cosine allowed between an example alone and in a padded batch. Of parts of the data (by length, label, language) with
+    at least ``slice_examples`` examples none may be proven to lose more than ``max_slice_loss`` (null: 3 times ``max_loss``).
     """
 
     max_loss: float = Field(gt=0, lt=1)
+    max_slice_loss: float | None = Field(gt=0, lt=1)
+    slice_examples: int = Field(ge=10)
     min_cosine: float = Field(gt=0, le=1)
     min_agreement: float = Field(gt=0, le=1)
     batch_invariance: float = Field(gt=0, le=1)
     max_examples: int = Field(ge=8)
     resamples: int = Field(ge=200, le=20000)
+
+    @property
+    def slice_limit(self) -> float:
+        """The largest loss of a slice that is not held against a candidate."""
+        return self.max_slice_loss if self.max_slice_loss is not None else min(1.0, SLICE_FACTOR * self.max_loss)
 
 
 class MeasureSection(Section):

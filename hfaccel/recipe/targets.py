@@ -58,6 +58,15 @@ TARGETS: tuple[TargetProfile, ...] = (
     _cpu("cpu-avx512", "x86 with AVX-512, no VNNI", "x86_64", _AVX512, int8_dot=False, saturates=True),
     _cpu("cpu-avx512-vnni", "x86 with AVX-512 and VNNI", "x86_64", (*_AVX512, "avx512_vnni"), int8_dot=True, saturates=False),
     _cpu(
+        "cpu-avx512-bf16",
+        "x86 with AVX-512, VNNI and bf16",
+        "x86_64",
+        (*_AVX512, "avx512_vnni", "avx512_bf16"),
+        int8_dot=True,
+        saturates=False,
+        bf16=True,
+    ),
+    _cpu(
         "cpu-amx",
         "x86 with AMX (int8 and bf16)",
         "x86_64",

@@ -38,6 +38,20 @@ def copy_graph(source: Path, folder: Path) -> None:
         shutil.copyfile(source.with_name(DATA_NAME), folder / DATA_NAME)
 
 
+def link_graph(source: Path, folder: Path) -> None:
+    """Like :func:`copy_graph`, without a second copy of the graph file where the file system can link files.
+
+    Weights in a file of their own are copied: ONNX readers refuse such a file with several links as an attack.
+    """
+    if source.with_name(DATA_NAME).is_file():
+        copy_graph(source, folder)
+        return
+    try:
+        (folder / GRAPH_NAME).hardlink_to(source)
+    except OSError:
+        copy_graph(source, folder)
+
+
 def graph_bytes(folder: Path) -> int:
     """Size of the graph in a folder and of its weights, under the standard names."""
     return sum(path.stat().st_size for path in folder.iterdir() if path.is_file() and path.name in (GRAPH_NAME, DATA_NAME))

@@ -1,4 +1,4 @@
-"""Opens a compiled folder; needs onnxruntime, tokenizers and numpy, nothing else."""
+"""Opens a compiled folder; needs onnxruntime, tokenizers and numpy, and openvino where the folder was compiled for it."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ from pathlib import Path
 from hfaccel.artifact.contract import Contract, SessionSettings
 from hfaccel.artifact.manifest import FILE_NAME, read_manifest
 from hfaccel.errors import IntegrityError
+from hfaccel.runtime.engines import open_graph, with_installed_engine
 from hfaccel.runtime.model import Model
-from hfaccel.runtime.session import GraphSession
 from hfaccel.runtime.tokenizer import TextTokenizer
 
 
 def load(folder: str | Path) -> Model:
-    """The compiled model of a folder that ``hfaccel compile`` made.
+    """The compiled model of a folder that ``hfaccel compile`` made, in the engine that its manifest names.
+
+    Where that engine is not installed onnxruntime runs the same graph, and an ``EngineFallbackWarning`` says so.
 
     Raises:
         IntegrityError: the folder is no such folder, a newer version made it, or a file in it is missing or damaged.
@@ -34,4 +36,4 @@ def load(folder: str | Path) -> Model:
     if Path(graph).name != graph:
         raise IntegrityError(f"the graph {graph!r} is not a file of the folder", where=str(manifest_path))
     tokenizer = TextTokenizer(place / "tokenizer.json", contract.text)
-    return Model(GraphSession(place / graph, settings), tokenizer, contract)
+    return Model(open_graph(place / graph, with_installed_engine(settings)), tokenizer, contract)

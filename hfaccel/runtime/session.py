@@ -9,10 +9,17 @@ from typing import Any, Protocol
 import numpy as np
 import onnxruntime
 
-from hfaccel.artifact.contract import SessionSettings
+from hfaccel.artifact.contract import GraphOptimization, SessionSettings
 from hfaccel.errors import IntegrityError
 
 _LOG_ERRORS_ONLY = 3
+_OPTIMIZATION_LEVELS: Mapping[GraphOptimization, onnxruntime.GraphOptimizationLevel] = {
+    "disabled": onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,
+    "basic": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    "extended": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+    "layout": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_LAYOUT,
+    "all": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL,
+}
 _DEFAULT_SETTINGS = SessionSettings()
 
 
@@ -33,7 +40,7 @@ class GraphSession:
 
     Args:
         path: the ONNX graph; external data is looked for beside it.
-        settings: threads, spinning and fusions to leave out.
+        settings: how to run; its ``engine`` is not looked at, see :func:`hfaccel.runtime.engines.open_graph`.
 
     Attributes:
         input_names: inputs that the graph reads.
@@ -45,14 +52,14 @@ class GraphSession:
 
     def __init__(self, path: Path, settings: SessionSettings = _DEFAULT_SETTINGS) -> None:
         self._path = path
-        if not path.is_file():
+        check_graph_file(path)
+        if settings.inference_precision != "f32":
             raise IntegrityError(
-                "the graph file is missing", where=str(path), hint="copy the whole folder again, or compile it again"
+                f"onnxruntime computes float graphs in float32, not in {settings.inference_precision}",
+                where=str(path),
+                hint="inference_precision is a setting of the engine openvino",
             )
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = settings.intra_op_num_threads
-        options.log_severity_level = _LOG_ERRORS_ONLY
-        options.add_session_config_entry("session.intra_op.allow_spinning", "1" if settings.allow_spinning else "0")
+        options = _session_options(settings)
         try:
             self._session: Any = onnxruntime.InferenceSession(
                 str(path),
@@ -62,7 +69,7 @@ class GraphSession:
             )
         except Exception as error:  # onnxruntime has no common base class below Exception
             raise IntegrityError(
-                f"onnxruntime {onnxruntime.__version__} cannot open the graph: {_first_line(error)}",
+                f"onnxruntime {onnxruntime.__version__} cannot open the graph: {first_line(error)}",
                 where=str(path),
                 hint="check the folder with: hfaccel verify; or update onnxruntime to the version that the manifest names",
             ) from error
@@ -75,16 +82,49 @@ class GraphSession:
         Raises:
             IntegrityError: the graph reads an input that ``feeds`` does not hold.
         """
-        missing = [name for name in self.input_names if name not in feeds]
-        if missing:
-            raise IntegrityError(
-                f"the graph reads inputs that the run time does not make: {', '.join(missing)}",
-                where=str(self._path),
-                hint="the graph may read input_ids, attention_mask and token_type_ids; compile the model again",
-            )
-        values = self._session.run(None, {name: feeds[name] for name in self.input_names})
+        values = self._session.run(None, read_feeds(self.input_names, feeds, self._path))
         return dict(zip(self.output_names, values, strict=True))
 
 
-def _first_line(error: Exception) -> str:
+def check_graph_file(path: Path) -> None:
+    """Say it plainly when a graph file is not there.
+
+    Raises:
+        IntegrityError: it is not.
+    """
+    if not path.is_file():
+        raise IntegrityError(
+            "the graph file is missing", where=str(path), hint="copy the whole folder again, or compile it again"
+        )
+
+
+def read_feeds(input_names: tuple[str, ...], feeds: Mapping[str, np.ndarray], graph: Path) -> dict[str, np.ndarray]:
+    """Of ``feeds`` those that the graph reads.
+
+    Raises:
+        IntegrityError: it reads one that ``feeds`` does not hold.
+    """
+    missing = [name for name in input_names if name not in feeds]
+    if missing:
+        raise IntegrityError(
+            f"the graph reads inputs that the run time does not make: {', '.join(missing)}",
+            where=str(graph),
+            hint="the graph may read input_ids, attention_mask and token_type_ids; compile the model again",
+        )
+    return {name: feeds[name] for name in input_names}
+
+
+def _session_options(settings: SessionSettings) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = settings.intra_op_num_threads
+    options.log_severity_level = _LOG_ERRORS_ONLY
+    options.enable_cpu_mem_arena = settings.enable_cpu_mem_arena
+    options.graph_optimization_level = _OPTIMIZATION_LEVELS[settings.graph_optimization_level]
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if settings.allow_spinning else "0")
+    options.add_session_config_entry("session.set_denormal_as_zero", "1" if settings.flush_denormals else "0")
+    return options
+
+
+def first_line(error: Exception) -> str:
+    """The first line of what an engine says went wrong, or the kind of error where it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

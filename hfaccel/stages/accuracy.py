@@ -14,12 +14,12 @@ from hfaccel.artifact.artifact import Artifact, record_files
 from hfaccel.errors import GateError
 from hfaccel.evaluate.sample import multilingual_sample
 from hfaccel.rewrites.graphs import GRAPH_NAME, copy_graph
+from hfaccel.runtime.engines import open_graph
 from hfaccel.runtime.model import Model
-from hfaccel.runtime.session import GraphSession
 from hfaccel.runtime.tokenizer import TextTokenizer
 from hfaccel.source.torch_model import TorchRunner, load_torch_model
 from hfaccel.stages.base import StageContext, StageName, StageResult
-from hfaccel.stages.candidates import Candidate, load_candidates, save_candidates
+from hfaccel.stages.candidates import FLOAT_PARENT, Candidate, load_candidates, save_candidates
 from hfaccel.stages.choice import choose, rank
 from hfaccel.stages.examine import Examiner
 from hfaccel.stages.fallback import search_fallbacks
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 NAME: StageName = "accuracy"
 REVISION = 3
-LIBRARIES = ("torch", "transformers", "onnxruntime", "tokenizers", "numpy", "scipy", "scikit-learn", "seqeval")
+LIBRARIES = ("torch", "transformers", "onnxruntime", "openvino", "tokenizers", "numpy", "scipy", "scikit-learn", "seqeval")
 GOLDEN_TEXTS = 4
 
 
@@ -82,14 +82,14 @@ def run(artifact: Artifact | None, ctx: StageContext) -> StageResult:
         "data": {"name": dataset.name, "sha256": dataset.sha256, "examples": len(dataset.examples), "labelled": dataset.labelled},
         "label_free_sample": ctx.dataset is None,
     }
-    return StageResult(made, chosen.precision != "fp32", metrics)
+    return StageResult(made, chosen.name != FLOAT_PARENT, metrics)
 
 
 def _judge(candidate: Candidate, artifact: Artifact, examiner: Examiner, ctx: StageContext) -> Candidate:
     ctx.progress.step(f"judging: {candidate.name}")
-    finding = examiner.examine(GraphSession(artifact.folder / candidate.graph, candidate.session))
+    finding = examiner.examine(open_graph(artifact.folder / candidate.graph, candidate.session))
     judged = replace(candidate, verdict=finding.to_json())
-    if candidate.precision == "fp32" and finding.reason != "not-finite":
+    if candidate.name == FLOAT_PARENT and finding.reason != "not-finite":
         return judged  # parity proved it stage by stage; on a handful of examples no bound could
     return replace(judged, reason=finding.reason, detail=finding.detail)
 
@@ -97,7 +97,7 @@ def _judge(candidate: Candidate, artifact: Artifact, examiner: Examiner, ctx: St
 def _shippable(chosen: Candidate | None, judged: Sequence[Candidate], ctx: StageContext) -> Candidate:
     demanded = ctx.recipe.quantize.precision
     if chosen is None:
-        floating = next((candidate for candidate in judged if candidate.precision == "fp32"), None)
+        floating = next((candidate for candidate in judged if candidate.name == FLOAT_PARENT), None)
         detail = floating.detail if floating is not None else "there is no float graph"
         raise GateError(
             f"no graph holds the accuracy gate, not even the float one: {detail}",
@@ -122,7 +122,7 @@ def _write(
     copy_graph(folder / chosen.graph, ctx.workdir)
     shutil.rmtree(built_here, ignore_errors=True)
     save_candidates(judged, ctx.workdir)
-    model = Model(GraphSession(ctx.workdir / GRAPH_NAME, chosen.session), tokenizer, artifact.contract)
+    model = Model(open_graph(ctx.workdir / GRAPH_NAME, chosen.session), tokenizer, artifact.contract)
     texts = list(multilingual_sample().texts()[:GOLDEN_TEXTS])
     outputs = model.outputs(tokenizer.encode(texts))
     golden = ctx.workdir / "golden"

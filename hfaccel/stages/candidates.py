@@ -16,10 +16,14 @@ FLOAT_PARENT = "float"
 
 Reason = Literal[
     "needs-calibration-data",
+    "engine-not-installed",
+    "engine-not-wanted",
+    "not-supported-by-target",
     "build-failed",
     "not-finite",
     "slower-than-parent",
     "loss-over-budget",
+    "slice-loss-over-budget",
     "cosine-under-minimum",
     "agreement-under-minimum",
     "batch-variant",
@@ -48,7 +52,7 @@ class Candidate:
     Attributes:
         name: the rung's name, or ``float`` for a float graph.
         graph: path of the graph relative to the quantize artifact; empty when it was never built.
-        precision: of its MatMuls.
+        precision: lowest precision that its MatMuls are computed in.
         session: settings that it was timed with and will run with.
         size_bytes: of graph and weights.
         timings: per workload point; empty when dropped before timing or not on the target.

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from hfaccel.stages.candidates import Candidate
+from hfaccel.stages.candidates import FLOAT_PARENT, Candidate
 
 if TYPE_CHECKING:
     from hfaccel.recipe.schema import Objective
@@ -18,15 +18,16 @@ NEAR_EQUAL = 0.05
 def choose(judged: Sequence[Candidate], objective: Objective) -> Candidate | None:
     """The best candidate without a reason against it; None when there is none.
 
-    Among those within 5 % of the best by the objective, the one whose accuracy is most certain is taken. The float graph ships
-    only when no quantized candidate is left: those that are left were measured faster (or, off the target, are smaller).
+    Among those within 5 % of the best by the objective, the one whose accuracy is most certain is taken. The float parent ships
+    only when no other candidate is left: those that are left were measured faster (or, off the target, are smaller). A float graph
+    in another engine or in bfloat16 is no smaller, so it counts only where it was timed.
     """
     left = [candidate for candidate in judged if candidate.reason is None]
-    quantized = [candidate for candidate in left if candidate.precision != "fp32"]
-    if not quantized:
-        return left[0] if left else None
-    best = max(merit(candidate, objective) for candidate in quantized)
-    near = [candidate for candidate in quantized if merit(candidate, objective) >= best * (1 - NEAR_EQUAL)]
+    better = [item for item in left if item.name != FLOAT_PARENT and (item.timings or item.precision not in ("fp32", "bf16"))]
+    if not better:
+        return next((item for item in left if item.name == FLOAT_PARENT), left[0] if left else None)
+    best = max(merit(candidate, objective) for candidate in better)
+    near = [candidate for candidate in better if merit(candidate, objective) >= best * (1 - NEAR_EQUAL)]
     return min(near, key=_risk)
 
 
@@ -61,6 +62,6 @@ def _risk(candidate: Candidate) -> tuple[float, float]:
 
 
 def _why_not(candidate: Candidate, chosen: Candidate, objective: Objective) -> str:
-    if candidate.precision == "fp32" or merit(chosen, objective) > merit(candidate, objective):
+    if candidate.name == FLOAT_PARENT or merit(chosen, objective) > merit(candidate, objective):
         return f"{chosen.name} is better by the objective ({objective})"
     return f"{chosen.name} is as good within 5 % by the objective ({objective}), and more accurate"

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hfaccel.artifact.contract import SessionSettings
 from hfaccel.quant.build import (
     CalibrationData,
     first_texts,
@@ -25,7 +26,7 @@ from hfaccel.quant.build import (
 from hfaccel.quant.fallback import find_float_set
 from hfaccel.quant.sensitivity import rank_by_sensitivity
 from hfaccel.rewrites.graphs import GRAPH_NAME, graph_bytes
-from hfaccel.runtime.session import GraphSession
+from hfaccel.runtime.engines import open_graph
 from hfaccel.stages.calibrate import calibration_batches, data_batches
 from hfaccel.stages.candidates import FLOAT_PARENT, Candidate
 from hfaccel.stages.race import Entrant, is_faster, race, speedup_of
@@ -54,11 +55,13 @@ def search_fallbacks(judged: Sequence[Candidate], parent: Artifact, examiner: Ex
         ctx: of the stage; graphs are written under ``ctx.workdir/fallback``.
     """
     settings = ctx.recipe.quantize
-    holding = [item.speedup for item in judged if item.reason is None and item.precision != "fp32"]
-    if settings.fallback == "off" or (settings.fallback == "needed" and holding):
+    left = [item for item in judged if item.reason is None and item.name != FLOAT_PARENT]
+    holding = [item.speedup for item in left]
+    # A float graph in another engine always holds the gate; that is no reason not to look for something faster in 8 bit.
+    if settings.fallback == "off" or (settings.fallback == "needed" and any(item.precision == "int8" for item in left)):
         return
     best, deadline = max(holding, default=0.0), time.monotonic() + settings.search_seconds
-    rungs = {rung.name: rung for rung in settings.ladder}
+    rungs = {rung.name: rung for rung in settings.ladder if rung.scheme != "none"}
     missed = [item for item in judged if item.reason in ACCURACY_REASONS and item.name in rungs]
     calibrations: dict[GraphScope, CalibrationData] = {}
     for item in sorted(missed, key=lambda candidate: -candidate.speedup):
@@ -112,7 +115,7 @@ def _search(
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         built = quantize_graph(rung, prepared, [(item, errors[item]) for item in kept], weight_bits=weight_bits, folder=folder)
-        finding = examiner.examine(GraphSession(built.path, missed.session))
+        finding = examiner.examine(open_graph(built.path, missed.session))
         if finding.reason is None or not spare:
             break
         kept.append(spare.pop(0))
@@ -134,7 +137,7 @@ def _timed(candidate: Candidate, parent: Artifact, folder: Path, ctx: StageConte
     """The candidate with its speed against the float graph; off the target nothing is timed."""
     if not ctx.on_target:
         return candidate
-    floating = Entrant(parent.graph_path, replace(candidate.session, disabled_optimizers=()), graph_bytes(parent.folder))
+    floating = Entrant(parent.graph_path, SessionSettings(), graph_bytes(parent.folder))
     entrant = Entrant(folder / GRAPH_NAME, candidate.session, candidate.size_bytes)
     timings = race({FLOAT_PARENT: floating}, {candidate.name: entrant}, ctx).timings[candidate.name]
     timed = replace(candidate, timings=timings, speedup=speedup_of(timings))

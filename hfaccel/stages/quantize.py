@@ -1,4 +1,4 @@
-"""Stage 4: build the ladder's candidates and time each against its float parent; the accuracy stage judges them."""
+"""Stage 4: build the ladder's candidates and time each against the float parent; the accuracy stage judges them."""
 
 from __future__ import annotations
 
@@ -13,21 +13,28 @@ from hfaccel.artifact.artifact import Artifact, record_files
 from hfaccel.artifact.contract import SessionSettings
 from hfaccel.errors import HfaccelError
 from hfaccel.measure.workload import Point, make_feeds
-from hfaccel.quant.build import CalibrationData, build_candidate, gather_statistics
-from hfaccel.rewrites.graphs import GRAPH_NAME, copy_graph, graph_bytes
-from hfaccel.runtime.session import GraphSession
+from hfaccel.quant.build import BuiltCandidate, CalibrationData, build_candidate, gather_statistics
+from hfaccel.rewrites.graphs import GRAPH_NAME, copy_graph, graph_bytes, link_graph
+from hfaccel.runtime.engines import engine_available, open_graph
 from hfaccel.stages.base import StageContext, StageName, StageResult
 from hfaccel.stages.calibrate import calibration_batches
 from hfaccel.stages.candidates import FLOAT_PARENT, Candidate, Reason, save_candidates
 from hfaccel.stages.race import Entrant, RaceResult, is_faster, race, speedup_of
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from hfaccel.quant.calibration import ActivationStatistics
-    from hfaccel.recipe.schema import GraphScope, Recipe, Rung
+    from hfaccel.recipe.schema import GraphScope, QuantizeSection, Recipe, Rung
+    from hfaccel.recipe.targets import TargetProfile
+    from hfaccel.runtime.session import Runner
 
 NAME: StageName = "quantize"
-REVISION = 2
-LIBRARIES = ("onnx", "onnx-ir", "onnxruntime", "tokenizers", "numpy")
+REVISION = 3
+LIBRARIES = ("onnx", "onnx-ir", "onnxruntime", "openvino", "tokenizers", "numpy")
+
+GRAPHS = "graphs"
+"""Folder of the graphs while they are built; each candidate that uses one gets a link to it."""
 
 
 def settings(recipe: Recipe) -> Mapping[str, Any]:
@@ -45,7 +52,9 @@ def run(artifact: Artifact | None, ctx: StageContext) -> StageResult:
     """Make a folder with the float graph, every candidate that was built and not slower, and ``candidates.json``."""
     assert artifact is not None  # the pipeline checked requires()
     parents = _float_parents(ctx)
-    built = [_build(rung, made, parents, ctx) for rung, made in _rungs(parents, ctx)]
+    graphs: dict[Rung, BuiltCandidate] = {}
+    built = [_build(rung, made, parents, graphs, ctx) for rung, made in _rungs(parents, ctx)]
+    shutil.rmtree(ctx.workdir / GRAPHS, ignore_errors=True)
     floats: dict[str, Entrant] = {
         scope: Entrant(parent.graph_path, SessionSettings(), parent.size_bytes) for scope, parent in parents.items()
     }
@@ -84,11 +93,10 @@ def _float_parents(ctx: StageContext) -> dict[GraphScope, Artifact]:
 
 def _rungs(parents: Mapping[GraphScope, Artifact], ctx: StageContext) -> Iterator[tuple[Rung, CalibrationData]]:
     """The ladder's rungs, each with what calibration found on its float graph; statistics are gathered once per graph."""
-    if ctx.recipe.quantize.precision not in ("auto", "int8"):
-        return
     batches = calibration_batches(ctx)
     statistics: dict[GraphScope, Mapping[str, ActivationStatistics]] = {}
-    ladder = ctx.recipe.quantize.ladder
+    rungs = (rung.for_target(bf16=ctx.target.bf16) for rung in ctx.recipe.quantize.ladder)
+    ladder = [rung for rung in rungs if ctx.recipe.quantize.precision in ("auto", rung.precision)]
     for number, rung in enumerate(ladder):
         ctx.progress.step(f"quantizing: {rung.name}")
         ctx.progress.advance(number, 2 * len(ladder))  # the second half is timing
@@ -97,10 +105,41 @@ def _rungs(parents: Mapping[GraphScope, Artifact], ctx: StageContext) -> Iterato
         yield rung, CalibrationData(batches, statistics.get(rung.graph, {}))
 
 
-def _build(rung: Rung, calibration: CalibrationData, parents: Mapping[GraphScope, Artifact], ctx: StageContext) -> Candidate:
-    """The rung's graph under ``candidates/``, or the reason why there is none."""
-    session = SessionSettings(disabled_optimizers=rung.disabled_optimizers)
-    empty = Candidate(rung.name, "", "int8", session)
+def refusal(rung: Rung, quantize: QuantizeSection, target: TargetProfile, *, on_target: bool) -> tuple[Reason, str] | None:
+    """Why a rung's engine or precision cannot compete here, or None.
+
+    Args:
+        rung: of the ladder.
+        quantize: of the recipe; its ``engines`` say which may compete.
+        target: that the artifact is compiled for.
+        on_target: whether candidates are timed: an engine beside onnxruntime is chosen by measurement only.
+    """
+    engine = rung.engine
+    if quantize.engines != "auto" and engine not in quantize.engines:
+        return "engine-not-wanted", f"engines that may compete: {', '.join(quantize.engines)} (--engine)"
+    if quantize.engines == "auto" and engine != "onnxruntime" and not on_target:
+        detail = f"{engine} is chosen by measurement, and this host is not the target: name it with --engine to have it anyway"
+        return "engine-not-wanted", detail
+    if rung.inference_precision == "bf16" and not target.bf16:
+        return "not-supported-by-target", f"{target.name} computes no bfloat16 matrix products in hardware"
+    if not engine_available(engine):
+        return "engine-not-installed", f"run: pip install 'hfaccel[{engine}]'"
+    return None
+
+
+def _build(
+    rung: Rung,
+    calibration: CalibrationData,
+    parents: Mapping[GraphScope, Artifact],
+    graphs: dict[Rung, BuiltCandidate],
+    ctx: StageContext,
+) -> Candidate:
+    """The rung's graph under ``candidates/``, or the reason why there is none; ``graphs`` are those that rungs can share."""
+    session = rung.session()
+    empty = Candidate(rung.name, "", rung.precision, session)
+    refused = refusal(rung, ctx.recipe.quantize, ctx.target, on_target=ctx.on_target)
+    if refused is not None:
+        return replace(empty, reason=refused[0], detail=refused[1])
     if rung.needs_calibration and not calibration.batches:
         detail = "static ranges, smoothing and outliers are measured on real text: give --calibration FILE or --data FILE"
         return replace(empty, reason="needs-calibration-data", detail=detail)
@@ -109,10 +148,12 @@ def _build(rung: Rung, calibration: CalibrationData, parents: Mapping[GraphScope
     folder = ctx.workdir / "candidates" / rung.name
     folder.mkdir(parents=True)
     try:
-        built = build_candidate(
-            rung, parents[rung.graph].graph_path, calibration, weight_bits=ctx.recipe.quantize.weight_bits, folder=folder
-        )
-        finite = _is_finite(GraphSession(built.path, session), ctx)
+        key = rung.quantization()
+        if key not in graphs:
+            graphs[key] = _graph(rung, len(graphs), calibration, parents[rung.graph].graph_path, ctx)
+        built = graphs[key]
+        link_graph(built.path, folder)
+        finite = _is_finite(open_graph(folder / GRAPH_NAME, session), ctx)
     except (HfaccelError, ValueError, RuntimeError, KeyError, TypeError, AssertionError) as error:
         shutil.rmtree(folder)
         return replace(empty, reason="build-failed", detail=f"{type(error).__name__}: {str(error).splitlines()[0][:200]}")
@@ -124,6 +165,16 @@ def _build(rung: Rung, calibration: CalibrationData, parents: Mapping[GraphScope
         kept_float=built.kept_float,
     )
     return made if finite else _dropped(made, "not-finite", "the graph gives NaN or infinity", ctx)
+
+
+def _graph(rung: Rung, number: int, calibration: CalibrationData, floating: Path, ctx: StageContext) -> BuiltCandidate:
+    """The graph of a rung, quantized under ``graphs/``, or for the scheme ``none`` the float graph itself."""
+    if rung.scheme == "none":
+        return BuiltCandidate(floating, (), (), ())
+    folder = ctx.workdir / GRAPHS / str(number)
+    shutil.rmtree(folder, ignore_errors=True)  # of a rung that failed
+    folder.mkdir(parents=True)
+    return build_candidate(rung, floating, calibration, weight_bits=ctx.recipe.quantize.weight_bits, folder=folder)
 
 
 def _race(floats: Mapping[str, Entrant], built: Sequence[Candidate], ctx: StageContext) -> RaceResult:
@@ -150,7 +201,7 @@ def _dropped(candidate: Candidate, reason: Reason, detail: str, ctx: StageContex
     return replace(candidate, graph="", reason=reason, detail=detail)
 
 
-def _is_finite(runner: GraphSession, ctx: StageContext) -> bool:
+def _is_finite(runner: Runner, ctx: StageContext) -> bool:
     point = Point(2, min(16, ctx.artifacts["export"].contract.text.max_length))
     feeds = make_feeds(point, runner.input_names, vocabulary_size=ctx.source.vocabulary_size, seed=ctx.recipe.seed)
     return all(bool(np.isfinite(output).all()) for output in runner.run(feeds).values())

@@ -13,11 +13,12 @@ from hfaccel.artifact.contract import SessionSettings
 from hfaccel.measure.host import physical_cores
 from hfaccel.measure.timing import Timing, compare, interleaved
 from hfaccel.measure.workload import Point, fit_workload, make_feeds, parse_workload
-from hfaccel.runtime.session import GraphSession
+from hfaccel.runtime.engines import open_graph
 from hfaccel.stages.candidates import PointTiming
 
 if TYPE_CHECKING:
     from hfaccel.quant.calibration import Feeds
+    from hfaccel.runtime.session import Runner
     from hfaccel.stages.base import StageContext
 
 PAUSE_S = 0.002
@@ -55,7 +56,7 @@ def race(floats: Mapping[str, Entrant], candidates: Mapping[str, Entrant], ctx: 
 
     Args:
         floats: the float graphs; the fastest of them is the parent that the others are compared with.
-        candidates: the quantized graphs.
+        candidates: the graphs to compare with it.
         ctx: of the stage: workload, seconds per point and progress.
     """
     max_length = ctx.artifacts["export"].contract.text.max_length
@@ -127,7 +128,7 @@ def _time(
     """Samples by point and entrant, ``lengthened`` times as long as the recipe says for each entrant."""
     threads, seconds = physical_cores(), ctx.recipe.measure.seconds_per_point * len(entrants) * lengthened
     runners = {
-        name: GraphSession(entrant.graph, replace(entrant.session, intra_op_num_threads=threads))
+        name: open_graph(entrant.graph, replace(entrant.session, intra_op_num_threads=threads))
         for name, entrant in entrants.items()
     }
     vocabulary_size, seed = ctx.source.vocabulary_size, ctx.recipe.seed
@@ -156,7 +157,7 @@ def _point_timing(point: Point, parent: Timing, candidate: Timing) -> PointTimin
     )
 
 
-def _call(runner: GraphSession, feeds: Feeds) -> None:
+def _call(runner: Runner, feeds: Feeds) -> None:
     runner.run(feeds)
 
 

@@ -48,6 +48,33 @@ def test_off_the_target_nothing_is_timed_and_a_quantized_candidate_still_ships()
     assert chosen_name(FLOAT, candidate("int8")) == "int8"
 
 
+TIMED = (PointTiming("8x128", 10, 5, 2, 2, 2, True),)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_faster_float_graph_of_another_engine_ships(precision: Precision) -> None:
+    other = candidate("openvino", precision=precision, speedup=2.0, size_bytes=100, timings=TIMED)
+    assert chosen_name(FLOAT, other) == "openvino"
+    assert chosen_name(FLOAT, other, candidate("int8", speedup=1.5, timings=TIMED)) == "openvino"
+    assert chosen_name(FLOAT, other, candidate("int8", speedup=2.5, timings=TIMED)) == "int8"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_float_graph_of_another_engine_needs_timings_to_ship(precision: Precision) -> None:
+    other = candidate("openvino", precision=precision, size_bytes=100)
+    assert chosen_name(FLOAT, other) == "float"
+    assert chosen_name(FLOAT, other, candidate("int8")) == "int8"
+
+
+def test_what_lost_to_a_float_graph_of_another_engine_says_so() -> None:
+    candidates = [FLOAT, candidate("openvino", precision="fp32", speedup=2.0, timings=TIMED), candidate("int8", speedup=1.5)]
+    best = choose(candidates, "latency")
+    assert best is not None
+    told = {item.name: item.detail for item in rank(candidates, best, "latency")}
+    assert told["openvino"] == "chosen"
+    assert told["int8"] == told["float"] == "holds all gates; openvino is better by the objective (latency)"
+
+
 def test_float_ships_when_nothing_else_is_left() -> None:
     assert chosen_name(FLOAT, candidate("x", reason="slower-than-parent")) == "float"
 

@@ -69,8 +69,10 @@ def test_the_base_install_alone_is_fine(doctor: Doctor) -> None:
     process = doctor("doctor")
     assert process.returncode == 0, process.stderr
     assert "to compile models, run: pip install 'hfaccel[compile]'" in process.stdout
+    assert "openvino: pip install 'hfaccel[openvino]'" in process.stdout
     report = json.loads(doctor("doctor", "--json").stdout)
     assert report["missing"]["base"] == []
+    assert (bool(report["engines"]["onnxruntime"]), report["engines"]["openvino"]) == (True, None)
     assert {"torch", "transformers", "onnx"} <= set(report["missing"]["compile"])
     assert report["problems"]["base"] == {}
     assert report["commands"] == ["pip install 'hfaccel[compile]'"]

@@ -17,7 +17,7 @@ from hfaccel.errors import UsageError
 from hfaccel.request import CompileRequest, recipe_settings
 
 # Options that Python names otherwise: several values, a keyword of Python, a denial.
-RENAMED = {"column": "columns", "set_": "overrides", "no_cache": "use_cache"}
+RENAMED = {"column": "columns", "engine": "engines", "set_": "overrides", "no_cache": "use_cache"}
 
 
 def names(function: Callable[..., Any]) -> set[str]:
@@ -33,7 +33,7 @@ def test_python_takes_what_the_command_line_takes() -> None:
 
 
 def test_every_option_reaches_the_request() -> None:
-    settings = {"max_loss", "objective", "workload", "precision", "budget"}
+    settings = {"max_loss", "objective", "workload", "precision", "budget", "engines"}
     assert names(hfaccel.compile) - {"progress"} - settings == names(CompileRequest) - {"settings"}
     assert settings == names(recipe_settings)
 
@@ -55,6 +55,7 @@ def test_options_are_read(tmp_path: Any) -> None:
         objective=None,
         workload="1x16, 8x128",
         precision="int8",
+        engine="onnxruntime, openvino",
         budget="10m",
         strict=True,
         force=False,
@@ -66,6 +67,7 @@ def test_options_are_read(tmp_path: Any) -> None:
         "accuracy.max_loss": 0.02,
         "measure.workload": ["1x16", "8x128"],
         "quantize.precision": "int8",
+        "quantize.engines": ["onnxruntime", "openvino"],
         "quantize.search_seconds": 600.0,
         "quantize.fallback": "thorough",
     }
@@ -74,8 +76,24 @@ def test_options_are_read(tmp_path: Any) -> None:
 
 
 def test_a_workload_may_be_a_sequence() -> None:
-    one = recipe_settings(max_loss=None, objective=None, workload="1x16,8x128", precision=None, budget=None)
-    assert one == recipe_settings(max_loss=None, objective=None, workload=("1x16", "8x128"), precision=None, budget=None)
+    one = recipe_settings(max_loss=None, objective=None, workload="1x16,8x128", precision=None, budget=None, engines=None)
+    assert one == recipe_settings(
+        max_loss=None, objective=None, workload=("1x16", "8x128"), precision=None, budget=None, engines=None
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "engines"),
+    [
+        ("auto", "auto"),
+        ("openvino", ["openvino"]),
+        (("onnxruntime", "openvino"), ["onnxruntime", "openvino"]),
+        (["auto"], "auto"),
+    ],
+)
+def test_engines_are_names_or_auto(given: Any, engines: Any) -> None:
+    settings = recipe_settings(max_loss=None, objective=None, workload=None, precision=None, budget=None, engines=given)
+    assert settings == {"quantize.engines": engines}
 
 
 @pytest.mark.parametrize("text", ["lots", "0", "100%", "-1%", "1.5"])

@@ -1,0 +1,76 @@
+"""Engines through the whole pipeline: which candidates are built, what they share, and what the finished folder says."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import hfaccel
+from hfaccel.runtime.openvino_session import OpenVinoSession
+from hfaccel.runtime.session import GraphSession
+
+pytest.importorskip("openvino", reason="the package openvino is not installed")
+
+OFF_TARGET = "cpu-arm-dotprod"
+"""Another target than any host of these tests: nothing is timed, so no candidate is dropped for its speed."""
+STATIC = "scheme: static, graph: optimized, smooth: 0.75, outlier_neurons: 4"
+LADDER = (
+    f"quantize.ladder=[{{name: static, {STATIC}}}, {{name: openvino-static, {STATIC}, engine: openvino}}, "
+    "{name: openvino, scheme: none, graph: optimized, engine: openvino}, "
+    "{name: openvino-bf16, scheme: none, graph: optimized, engine: openvino, inference_precision: bf16}]"
+)
+
+
+def compile_tiny(checkpoint: Path, output: Path, texts: Path, **options: Any) -> dict[str, Any]:
+    overrides = (LADDER, "fuse.enabled=false", "quantize.fallback='off'", *options.pop("overrides", ()))
+    made = hfaccel.compile(checkpoint, output=output, data=texts, target=OFF_TARGET, overrides=overrides, **options)
+    return dict(made.manifest)
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    random = np.random.default_rng(0)
+    path = tmp_path_factory.mktemp("texts") / "texts.txt"
+    lines = (" ".join(f"word{number}" for number in random.integers(0, 90, random.integers(3, 30))) for _ in range(300))
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def test_rungs_share_one_graph_and_untimed_float_graphs_do_not_ship(tiny_checkpoint: Path, texts: Path, tmp_path: Path) -> None:
+    manifest = compile_tiny(tiny_checkpoint, tmp_path / "out", texts, engines="onnxruntime,openvino")
+    told = {item["name"]: item for item in manifest["candidates"]}
+    assert told["openvino-bf16"]["reason"] == "not-supported-by-target"
+    assert told["openvino"]["precision"] == "fp32"
+    assert (told["openvino"]["quantized"], told["openvino"]["size_bytes"]) == (0, told["float"]["size_bytes"])
+    assert told["openvino-static"]["quantized"] == told["static"]["quantized"] > 0
+    assert told["openvino"]["verdict"]["passed"]
+    assert manifest["chosen"] in ("static", "openvino-static")
+    [folder] = Path(os.environ["HFACCEL_CACHE"]).glob("stages/*/artifact/candidates/openvino-static")
+    assert os.path.samefile(folder / "model.onnx", folder.parent / "static" / "model.onnx")
+    assert not (folder.parents[1] / "graphs").exists()
+
+
+def test_a_folder_compiled_for_openvino_says_so_and_runs_in_it(tiny_checkpoint: Path, texts: Path, tmp_path: Path) -> None:
+    manifest = compile_tiny(tiny_checkpoint, tmp_path / "out", texts, engines=["openvino"], precision="int8")
+    assert (manifest["engine"], manifest["chosen"], manifest["precision"]) == ("openvino", "openvino-static", "int8")
+    assert manifest["session"]["engine"] == "openvino"
+    assert manifest["versions"]["openvino"]
+    told = {item["name"]: item["reason"] for item in manifest["candidates"]}
+    assert told == {"openvino-static": None, "static": "engine-not-wanted", "float": "not-better-than-chosen"}
+    model = hfaccel.load(tmp_path / "out")
+    assert isinstance(model.runner, OpenVinoSession)
+    ids = np.array([[2, 9, 11, 3]])
+    feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
+    ours = GraphSession(tmp_path / "out" / "model.onnx").run(feeds)["logits"]
+    np.testing.assert_allclose(model.runner.run(feeds)["logits"], ours, atol=0.05)
+
+
+def test_by_default_another_engine_needs_a_measurement(tiny_checkpoint: Path, texts: Path, tmp_path: Path) -> None:
+    manifest = compile_tiny(tiny_checkpoint, tmp_path / "out", texts)
+    told = {item["name"]: item["reason"] for item in manifest["candidates"]}
+    assert told["openvino"] == told["openvino-static"] == told["openvino-bf16"] == "engine-not-wanted"
+    assert (manifest["chosen"], manifest["engine"]) == ("static", "onnxruntime")
