@@ -5,15 +5,15 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from hfaccel.artifact.contract import Task
 from hfaccel.errors import DataError
 from hfaccel.evaluate.example import Example, TextInput
 
-Role = Literal["text", "text_pair", "words", "label", "entities", "context", "answers"]
+Role = Literal["text", "text_pair", "words", "label", "entities", "context", "answers", "slice"]
 
 # Columns that form a pair only together; looked for before single columns, because "question" alone is also a text.
 PAIRS: tuple[tuple[str, str], ...] = (
@@ -52,6 +52,8 @@ SYNONYMS: Mapping[Task, Mapping[Role, tuple[str, ...]]] = {
     "fill-mask": {"text": _TEXT},
     "feature-extraction": {"text": _TEXT},
 }
+# Of every task: what the examples are told apart by in the accuracy gate.
+SLICE_COLUMNS = ("language", "lang", "slice")
 REQUIRED: Mapping[Task, tuple[Role, ...]] = {
     "question-answering": ("text", "context"),
     "text-ranking": ("text", "text_pair"),
@@ -71,7 +73,7 @@ def find_roles(found: Sequence[str], task: Task, columns: Mapping[str, str], whe
     Raises:
         DataError: a mapped or required column is missing, or a column looks like a misspelt label column.
     """
-    synonyms = SYNONYMS[task]
+    synonyms: Mapping[Role, tuple[str, ...]] = {**SYNONYMS[task], "slice": SLICE_COLUMNS}
     by_lower = {name.strip().lower(): name for name in found}
     roles: dict[Role, str] = {}
     for asked, column in columns.items():
@@ -143,11 +145,16 @@ class RowParser:
         task: decides what the label means.
         roles: role -> column.
         labels: label names of the model in id order; empty when not known, then labels stay as they are.
+        class_names: names of the data's classes in id order, where the data has ids behind its names; a model whose labels have
+            no names (LABEL_0, LABEL_1) is taken to have the same order.
+        found: some labels of the data, for messages.
     """
 
     task: Task
     roles: Mapping[Role, str]
     labels: tuple[str, ...]
+    class_names: tuple[str, ...] = ()
+    found: tuple[str, ...] = ()
 
     @property
     def labelled(self) -> bool:
@@ -160,6 +167,11 @@ class RowParser:
         Raises:
             DataError: a value is missing, a label is not known, or tags and words differ in number.
         """
+        made = self._example(row, where)
+        value = row.get(self.roles["slice"]) if "slice" in self.roles else None
+        return made if value is None or value == "" else replace(made, slice=str(value))
+
+    def _example(self, row: Mapping[str, Any], where: str) -> Example:
         if self.task == "token-classification":
             return self._tagged(row, where)
         first = self._string(row, "text", where)
@@ -216,10 +228,15 @@ class RowParser:
         number = re.fullmatch(r"(?:LABEL_)?(\d+)(?:\.0+)?", name)
         if number and int(number[1]) < len(self.labels):
             return int(number[1])
+        generic = all(re.fullmatch(r"LABEL_\d+", label) for label in self.labels)
+        if generic and name in self.class_names and len(self.class_names) == len(self.labels):
+            return self.class_names.index(name)
         close = difflib.get_close_matches(name.lower(), lower, n=1)
-        hint = f"did you mean '{self.labels[lower.index(close[0])]}'?" if close else "use a label name or id of the model"
-        shown = ", ".join(self.labels[:20]) + (", ..." if len(self.labels) > 20 else "")
-        raise DataError(f"unknown label '{value}'; the model knows: {shown}", where=where, hint=hint)
+        hint = f"did you mean '{self.labels[lower.index(close[0])]}'?" if close else "use label names or ids of the model"
+        if generic:
+            hint = "the model's labels have no names: write ids (0, 1, ...) in the order that it was trained with"
+        data_has = f"the data has: {_shown(self.found)}; " if self.found else ""
+        raise DataError(f"unknown label '{value}'; {data_has}the model knows: {_shown(self.labels)}", where=where, hint=hint)
 
     def _tagged(self, row: Mapping[str, Any], where: str) -> Example:
         if "words" in self.roles:
@@ -255,6 +272,19 @@ class RowParser:
             else:
                 tags.append(self.labels[self._label_id(tag, where)])
         return tuple(tags)
+
+
+def values_of(cells: Iterable[Any]) -> tuple[str, ...]:
+    """The distinct values of a column, also inside its lists, sorted."""
+    values: set[str] = set()
+    for cell in cells:
+        value = _decoded(cell)
+        values.update(str(item) for item in (value if isinstance(value, list) else [value]) if item is not None)
+    return tuple(sorted(values))
+
+
+def _shown(names: Sequence[str]) -> str:
+    return ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
 
 
 def _decoded(value: Any) -> Any:

@@ -13,7 +13,7 @@ import numpy as np
 
 from hfaccel.artifact.contract import Task
 from hfaccel.errors import DataError
-from hfaccel.evaluate.columns import RowParser, find_roles
+from hfaccel.evaluate.columns import RowParser, find_roles, values_of
 from hfaccel.evaluate.example import Example, TextInput
 from hfaccel.evaluate.readers import READERS, Row, read_hub_rows, read_rows
 
@@ -32,6 +32,7 @@ class Dataset:
         labelled: whether every example carries its reference.
         sha256: digest of the file, or of the examples where there is no file.
         multilingual_sample: whether this is the packaged sample, used where the user gave no data.
+        slice_column: what the ``slice`` of the examples is, for example ``language``.
         separate_pairs: the model reads the two texts of a pair one after the other (sentence-similarity), not together.
     """
 
@@ -41,6 +42,7 @@ class Dataset:
     sha256: str
     multilingual_sample: bool = False
     separate_pairs: bool = False
+    slice_column: str = "slice"
 
     def texts(self) -> tuple[TextInput, ...]:
         """Every distinct input of the model, in order of first appearance: texts, or pairs that are read together."""
@@ -118,13 +120,17 @@ def load_dataset(
     """
     path = Path(spec)
     is_file = path.suffix.lower() in READERS or path.exists()
-    rows = _rows_of_file(path) if is_file else read_hub_rows(spec)
+    rows, class_names = (_rows_of_file(path), {}) if is_file else read_hub_rows(spec)
     if not rows:
         raise DataError("the data set holds no examples", where=spec, hint="choose another split")
     found = list(dict.fromkeys(column for _, row in rows for column in row))
     if path.suffix.lower() == ".txt" and task in ("question-answering", "text-ranking"):
         raise DataError(f"a text file has one text per line, but {task} needs two", where=spec, hint="use CSV or JSONL")
-    parser = RowParser(task, find_roles(found, task, columns, spec), tuple(labels))
+    roles = find_roles(found, task, columns, spec)
+    label_column = roles.get("label", "")
+    parser = RowParser(
+        task, roles, tuple(labels), class_names.get(label_column, ()), values_of((row.get(label_column) for _, row in rows))
+    )
     examples = [parser.example(row, f"{spec}:{number}") for number, row in rows]
     if len(examples) > max_examples:
         chosen = np.sort(np.random.default_rng(seed).choice(len(examples), max_examples, replace=False))
@@ -135,6 +141,7 @@ def load_dataset(
         labelled=parser.labelled,
         sha256=hashlib.sha256(path.read_bytes()).hexdigest() if is_file else digest(examples),
         separate_pairs=task == "sentence-similarity",
+        slice_column=roles.get("slice", "slice"),
     )
 
 

@@ -22,6 +22,7 @@ class Example:
         word_spans: start and end character of each word in ``text``.
         context: the passage that holds the answer (question-answering).
         answers: accepted answers; empty when the question has none (question-answering).
+        slice: which part of the data it belongs to, for example its language; None where the data does not say.
     """
 
     text: TextInput
@@ -30,6 +31,7 @@ class Example:
     word_spans: tuple[tuple[int, int], ...] = ()
     context: str | None = None
     answers: tuple[str, ...] = ()
+    slice: str | None = None
 
     @property
     def model_input(self) -> TextInput:

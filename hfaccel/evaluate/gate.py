@@ -1,35 +1,31 @@
-"""How much worse than its source a candidate may be, with 95 % confidence.
+"""How much worse than its source a candidate may be, with a one-sided confidence bound.
 
 Methods:
-    examples: paired bootstrap; both models are scored on the same draws (Efron and Tibshirani, An Introduction to the
-        Bootstrap, 1993).
-    groups: the same over groups of examples that share texts, where there are many small groups (cluster bootstrap).
-    texts: where most examples hang together (similarity of all pairs of some documents), texts are drawn with replacement and an
-        example counts as often as the product of its texts' counts: the vertex bootstrap of Snijders and Borgatti (1999),
-        pigeonhole bootstrap in Owen (2007). Pairs of a text with its own copy do not exist and are left out.
+    counts: right-or-wrong scores of examples that share no text: bounds in closed form from how many examples got worse and
+        how many got better (:mod:`hfaccel.evaluate.bounds`).
+    examples, groups, texts: paired bootstrap over these (:mod:`hfaccel.evaluate.resampling`).
     exact: with fewer than 5 examples judged differently a bootstrap hardly sees the losses of a rare kind; the Clopper-Pearson
-        bound (Biometrika 26, 1934; with none seen about 3/n, the "rule of three") of the share of worse examples is a floor then.
+        bound of the share of worse examples is a floor then.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from hfaccel.evaluate.bounds import paired_lower_bound, paired_upper_bound, share_upper_bound
 from hfaccel.evaluate.metrics import Floats, Metric
+from hfaccel.evaluate.resampling import resample, units_of
 
-CONFIDENCE = 0.95
 FEW_DISCORDANT = 5
-MINIMUM_GROUPS = 20
-LARGEST_GROUP_SHARE = 0.05
 # Relative losses of a source that scores about nothing would be noise divided by nothing.
 SMALLEST_SCALE = 0.01
-_WEIGHTS_PER_CHUNK = 2_000_000
+MOST_EXAMPLES = 1_000_000
+"""More than these are not proposed to anyone."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +37,13 @@ class Loss:
         source: value of the source model.
         candidate: value of the candidate.
         loss: (source - candidate) / |source|; positive is worse.
-        upper_bound: one-sided 95 % bound of the loss.
+        lower_bound: one-sided lower bound of the loss: above the budget, the candidate is proven to be over it.
+        upper_bound: one-sided upper bound of the loss: inside the budget, the candidate is proven to be inside.
         examples: how many examples were compared.
-        method: how the bound was found (``identical``, ``examples``, ``groups``, ``texts``; ``+exact`` where that floor decided).
+        method: how the bounds were found (``identical``, ``counts``, ``examples``, ``groups``, ``texts``; ``+exact`` where that
+            floor decided).
+        worse: how many examples only the source has right, where scores are right or wrong.
+        better: how many examples only the candidate has right.
         labelled: whether references of the user were used.
     """
 
@@ -51,10 +51,42 @@ class Loss:
     source: float
     candidate: float
     loss: float
+    lower_bound: float
     upper_bound: float
     examples: int
     method: str
+    worse: int | None = None
+    better: int | None = None
     labelled: bool = True
+
+    def examples_needed(self, limit: float, *, confidence: float) -> int | None:
+        """Roughly how many examples would bring the upper bound to ``limit``, were the loss as seen; None: no practical number.
+
+        Args:
+            limit: of the loss.
+            confidence: of the upper bound.
+        """
+        if self.loss >= limit:
+            return None
+        if self.worse is None or self.better is None:
+            shrinks = 1.0 if self.method.endswith("exact") else 2.0
+            return round_up(self.examples * float((self.upper_bound - self.loss) / (limit - self.loss)) ** shrinks)
+        scale = max(abs(self.source), SMALLEST_SCALE)
+        low, high = 1.0, float(MOST_EXAMPLES)
+        while high > low * 1.01:
+            middle = math.sqrt(low * high)
+            share = middle / self.examples
+            bound = paired_upper_bound(self.worse * share, self.better * share, middle, confidence=confidence)
+            low, high = (low, middle) if bound / scale <= limit else (middle, high)
+        return round_up(high)
+
+
+def round_up(examples: float) -> int | None:
+    """A number of examples with two digits that count; None above a million."""
+    if not examples < MOST_EXAMPLES * 0.98:
+        return None
+    unit = int(10 ** max(0, len(str(int(examples))) - 2))
+    return math.ceil(examples / unit) * unit
 
 
 def paired_loss(
@@ -63,45 +95,58 @@ def paired_loss(
     candidate_predictions: Any,
     references: Any,
     *,
+    confidence: float,
+    lower_confidence: float | None = None,
     clusters: Sequence[tuple[int, ...]] | None = None,
     resamples: int,
     seed: int,
     same_outputs: bool = True,
 ) -> Loss:
-    """Relative loss of the candidate with its one-sided 95 % bound.
+    """Relative loss of the candidate with its one-sided bounds.
 
     Args:
         metric: the metric; its ``statistics`` take the predictions below.
         source_predictions: one per example.
         candidate_predictions: one per example, same order.
         references: one per example.
+        confidence: of the upper bound.
+        lower_confidence: of the lower bound; None takes that of the upper.
         clusters: text numbers of each example, where examples share texts.
         resamples: bootstrap draws.
         seed: of the draws.
-        same_outputs: what equal predictions prove: True, that the models are the same (loss and bound 0); False, when the raw
-            outputs are known to differ, only that no difference showed on these examples, so that the exact floor applies.
+        same_outputs: what equal predictions prove: True, that the models are the same (loss and bounds 0); False, when the raw
+            outputs are known to differ, only that no difference showed on these examples, so that the exact bound applies.
     """
-    source = metric.statistics(source_predictions, references)
-    candidate = metric.statistics(candidate_predictions, references)
+    lower_confidence = confidence if lower_confidence is None else lower_confidence
+    source, candidate = metric.statistics(source_predictions, references), metric.statistics(candidate_predictions, references)
     count = len(references)
     once = np.ones((1, count))
     source_value, candidate_value = float(metric.combine(source, once)[0]), float(metric.combine(candidate, once)[0])
     if _same(source_predictions, candidate_predictions) and (same_outputs or not metric.discrete):
-        return Loss(metric.name, source_value, candidate_value, 0.0, 0.0, count, "identical")
+        return Loss(metric.name, source_value, candidate_value, 0.0, 0.0, 0.0, count, "identical")
     scale = max(abs(source_value), SMALLEST_SCALE)
-    method, units = _units(clusters, count)
-    generator = np.random.default_rng(seed)
-    rows = max(1, _WEIGHTS_PER_CHUNK // count)
-    losses = []
-    for start in range(0, resamples, rows):
-        weights = _draw(units, min(rows, resamples - start), generator)
-        losses.append(metric.combine(source, weights) - metric.combine(candidate, weights))
-    bound = float(np.quantile(np.concatenate(losses), CONFIDENCE))
-    floor = _exact_floor(source, candidate) if metric.discrete else None
-    if floor is not None and floor > bound:
-        bound, method = floor, f"{method}+exact"
+    units = units_of(clusters, count)
+    method: str = units.method
+    worse = better = None
+    if units.method == "examples" and _right_or_wrong(source, candidate):
+        worse, better = int((source > candidate).sum()), int((source < candidate).sum())
+        lower = paired_lower_bound(worse, better, count, confidence=lower_confidence)
+        upper = paired_upper_bound(worse, better, count, confidence=confidence)
+        method = "counts"
+    else:
+        resampled = resample(
+            lambda weights: metric.combine(source, weights) - metric.combine(candidate, weights),
+            units,
+            resamples=resamples,
+            seed=seed,
+        )
+        lower, upper = resampled.lower_bound(lower_confidence), resampled.upper_bound(confidence)
+        floor = _exact_floor(source, candidate, confidence) if metric.discrete else None
+        if floor is not None and floor > upper:
+            upper, method = floor, f"{method}+exact"
+    loss = (source_value - candidate_value) / scale
     return Loss(
-        metric.name, source_value, candidate_value, (source_value - candidate_value) / scale, bound / scale, count, method
+        metric.name, source_value, candidate_value, loss, lower / scale, upper / scale, count, method, worse=worse, better=better
     )
 
 
@@ -111,97 +156,16 @@ def _same(left: Any, right: Any) -> bool:
     return list(left) == list(right)
 
 
-def _exact_floor(source: Floats, candidate: Floats) -> float | None:
+def _right_or_wrong(source: Floats, candidate: Floats) -> bool:
+    """Whether the metric is the mean of scores that are 0 or 1; statistics of one column are scores."""
+    return source.shape[1] == 1 and bool(np.isin(source, (0.0, 1.0)).all() and np.isin(candidate, (0.0, 1.0)).all())
+
+
+def _exact_floor(source: Floats, candidate: Floats, confidence: float) -> float | None:
     """Upper bound of the share of worse examples; None when enough examples differ for the bootstrap."""
     differing = int((source != candidate).any(axis=1).sum())
     if differing >= FEW_DISCORDANT:
         return None
     # Statistics of one column are scores; of counts per class or entity any difference may be a loss.
     worse = int((source > candidate).sum()) if source.shape[1] == 1 else differing
-    return 1 - share_lower_bound(len(source) - worse, len(source))
-
-
-def _units(clusters: Sequence[tuple[int, ...]] | None, count: int) -> tuple[str, list[npt.NDArray[np.int64]]]:
-    """What is drawn: arrays [examples] of unit numbers; an example's weight is the product over the arrays.
-
-    A text that an example lacks has number -1 and weight 1.
-    """
-    if clusters is None or sum(len(set(cluster)) for cluster in clusters) == len(
-        {text for cluster in clusters for text in cluster}
-    ):
-        return "examples", [np.arange(count)]
-    groups = _connected(clusters)
-    sizes = Counter(groups.tolist())
-    if len(sizes) >= MINIMUM_GROUPS and max(sizes.values()) <= LARGEST_GROUP_SHARE * count:
-        return "groups", [groups]
-    width = max(len(set(cluster)) for cluster in clusters)
-    number = {text: index for index, text in enumerate(dict.fromkeys(text for cluster in clusters for text in cluster))}
-    table = np.full((count, width), -1, dtype=np.int64)
-    for row, cluster in enumerate(clusters):
-        for column, text in enumerate(dict.fromkeys(cluster)):
-            table[row, column] = number[text]
-    return "texts", list(table.T)
-
-
-def _connected(clusters: Sequence[tuple[int, ...]]) -> npt.NDArray[np.int64]:
-    """Number of the connected group of each example; examples that share a text are connected."""
-    parent: dict[int, int] = {}
-
-    def root(text: int) -> int:
-        parent.setdefault(text, text)
-        while parent[text] != text:
-            parent[text] = parent[parent[text]]
-            text = parent[text]
-        return text
-
-    for cluster in clusters:
-        for text in cluster[1:]:
-            parent[root(text)] = root(cluster[0])
-    numbers: dict[int, int] = {}
-    return np.array([numbers.setdefault(root(cluster[0]), len(numbers)) for cluster in clusters], dtype=np.int64)
-
-
-def _draw(units: list[npt.NDArray[np.int64]], rows: int, generator: np.random.Generator) -> Floats:
-    """Weights [rows, examples] of ``rows`` resamples."""
-    total = int(max(int(unit.max()) for unit in units)) + 1
-    drawn = generator.integers(0, total, size=(rows, total))
-    flat = (drawn + np.arange(rows)[:, None] * total).ravel()
-    counts = np.bincount(flat, minlength=rows * total).reshape(rows, total).astype(np.float64)
-    padded = np.concatenate([counts, np.ones((rows, 1))], axis=1)  # number -1 reads the last column
-    weights = padded[:, units[0]]
-    for unit in units[1:]:
-        weights = weights * padded[:, unit]
-    return np.asarray(weights, dtype=np.float64)
-
-
-def share_lower_bound(successes: int, total: int) -> float:
-    """One-sided 95 % Clopper-Pearson lower bound of a share."""
-    if successes == 0:
-        return 0.0
-    from scipy.stats import beta  # scipy is of the compile extra and slow to import
-
-    return float(beta.ppf(1 - CONFIDENCE, successes, total - successes + 1))
-
-
-def mean_lower_bound(values: npt.ArrayLike, *, shares: bool = False) -> tuple[float, float]:
-    """Mean and its one-sided 95 % lower bound.
-
-    Args:
-        values: one per example [examples].
-        shares: the values are shares of right answers: when all are 0 or 1 the bound is Clopper-Pearson's, which sees that a
-            sample without a failure does not prove that there is none. Else Student's t.
-
-    Raises:
-        ValueError: no values.
-    """
-    array = np.asarray(values, dtype=np.float64)
-    if array.size == 0:
-        raise ValueError("no values to bound the mean of")
-    mean = float(array.mean())
-    if shares and bool(np.isin(array, (0.0, 1.0)).all()):
-        return mean, share_lower_bound(int(array.sum()), array.size)
-    if array.size == 1:
-        return mean, -1.0
-    from scipy.stats import t
-
-    return mean, mean - float(t.ppf(CONFIDENCE, array.size - 1)) * float(array.std(ddof=1)) / float(np.sqrt(array.size))
+    return share_upper_bound(worse, len(source), confidence=confidence)

@@ -132,8 +132,11 @@ def _parquet(path: Path) -> list[Row]:
     return list(enumerate(items, start=1))
 
 
-def read_hub_rows(spec: str) -> list[Row]:
+def read_hub_rows(spec: str) -> tuple[list[Row], Mapping[str, tuple[str, ...]]]:
     """Rows of a ``datasets`` name ``name[:config[:split]]``; class ids become class names. The split defaults to ``test``.
+
+    Returns:
+        the rows, and per column of classes their names in id order.
 
     Raises:
         MissingExtraError: ``datasets`` is not installed.
@@ -156,10 +159,11 @@ def read_hub_rows(spec: str) -> list[Row]:
             hint="if this is a file, check its path; else check name:config:split and the network, or export it to JSONL",
         ) from error
     named = {column: _class_names(feature) for column, feature in loaded.features.items()}
-    return [
+    rows: list[Row] = [
         (number, {key: _with_names(value, named.get(key)) for key, value in row.items()})
         for number, row in enumerate(loaded, start=1)
     ]
+    return rows, {column: names for column, names in named.items() if names}
 
 
 def _class_names(feature: Any) -> tuple[str, ...] | None:

@@ -24,5 +24,12 @@ def multilingual_sample() -> Dataset:
         language, *sentences = line.split("|")
         joiner = "" if language in _UNSPACED else " "
         texts = [*sentences, *(joiner.join(pair) for pair in combinations(sentences, 2))]
-        examples += [Example(text=text) for text in texts]
-    return Dataset("multilingual sample", tuple(examples), labelled=False, sha256=digest(examples), multilingual_sample=True)
+        examples += [Example(text=text, slice=language) for text in texts]
+    return Dataset(
+        "multilingual sample",
+        tuple(examples),
+        labelled=False,
+        sha256=digest(examples),
+        multilingual_sample=True,
+        slice_column="language",
+    )

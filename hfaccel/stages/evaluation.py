@@ -41,6 +41,15 @@ def evaluate(model: Model, dataset: Dataset) -> Evaluation:
     return Evaluation(outputs, *made)
 
 
+def join(first: Evaluation, second: Evaluation) -> Evaluation:
+    """The evaluation of both parts of a data set, which share no text."""
+    predictions, references = (
+        np.concatenate([left, right]) if isinstance(left, np.ndarray) else [*left, *right]
+        for left, right in ((first.predictions, second.predictions), (first.references, second.references))
+    )
+    return Evaluation(first.outputs + second.outputs, predictions, references)
+
+
 def encode_dataset(model: Model, dataset: Dataset) -> list[Encoded]:
     """Token ids: of every distinct text for sentence-similarity, else of every example."""
     if model.contract.task == "sentence-similarity":

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from hfaccel.evaluate.explain import explain
 from hfaccel.evaluate.judge import Verdict, judge
+from hfaccel.evaluate.sequential import Look, order_of
+from hfaccel.evaluate.slices import find_slices
 from hfaccel.runtime.model import Model
 from hfaccel.stages.candidates import Reason
-from hfaccel.stages.evaluation import Evaluation, encode_dataset, evaluate, smallest_batch_cosine
+from hfaccel.stages.evaluation import Evaluation, encode_dataset, evaluate, join, smallest_batch_cosine
 
 if TYPE_CHECKING:
     from hfaccel.artifact.contract import Contract
@@ -44,6 +47,8 @@ class Finding:
 class Examiner:
     """Holds the source's answers, and examines one graph after the other against them.
 
+    Large data is looked at part by part, in an order drawn once for all graphs, until the case is clear.
+
     Args:
         source: the source model, or whatever stands for it.
         dataset: what both are run on.
@@ -59,49 +64,53 @@ class Examiner:
         self._limits = ctx.recipe.accuracy
         self._metric = ctx.metric
         self._seed = ctx.recipe.seed
-        self._source: Evaluation = evaluate(Model(source, tokenizer, contract), dataset)
+        order, self._looks = order_of(dataset.clusters(), len(dataset.examples), ctx.recipe.seed)
+        self._ordered = replace(dataset, examples=tuple(dataset.examples[index] for index in order))
+        self._slices = find_slices(self._ordered, contract.labels, contract.task, contract.problem_type)
+        self._source: Evaluation = evaluate(Model(source, tokenizer, contract), self._ordered)
 
     def examine(self, runner: Runner) -> Finding:
-        """Run a graph over the data and judge it."""
+        """Run a graph over as much of the data as it takes, and judge it."""
         model = Model(runner, self._tokenizer, self._contract)
-        result = evaluate(model, self.dataset)
-        verdict = judge(
-            task=self._contract.task,
-            problem_type=self._contract.problem_type,
-            labels=self._contract.labels,
-            dataset=self.dataset,
-            source_outputs=self._source.outputs,
-            candidate_outputs=result.outputs,
-            source_predictions=self._source.predictions,
-            candidate_predictions=result.predictions,
-            settings=self._limits,
-            metric=self._metric,
-            seed=self._seed,
-        )
-        invariance = smallest_batch_cosine(model, encode_dataset(model, self.dataset)[:INVARIANCE_TEXTS])
+        first = replace(self.dataset, examples=self.dataset.examples[:INVARIANCE_TEXTS])
+        invariance = smallest_batch_cosine(model, encode_dataset(model, first)[:INVARIANCE_TEXTS])
+        verdict = self._judge(model)
         if not verdict.passed:
-            return Finding(verdict, invariance, verdict.reason, self._why(verdict))
+            return Finding(verdict, invariance, verdict.reason, explain(verdict, self._limits))
         if invariance < self._limits.batch_invariance:
             asked = self._limits.batch_invariance
             detail = f"an example alone and in a batch: cosine {invariance:.4f}, at least {asked} is asked"
             return Finding(verdict, invariance, "batch-variant", detail)
         return Finding(verdict, invariance, None, "")
 
-    def _why(self, verdict: Verdict) -> str:
-        if verdict.reason == "loss-over-budget":
-            worst = max(verdict.losses, key=lambda loss: loss.upper_bound)
-            return (
-                f"{worst.metric} {worst.source:.4f} -> {worst.candidate:.4f}: loss {worst.loss:+.2%}, "
-                f"95 % bound {worst.upper_bound:+.2%}, budget {self._limits.max_loss:.2%}"
-            )
-        if verdict.reason == "cosine-under-minimum":
-            return (
-                f"mean cosine {verdict.cosine_mean:.4f}, 95 % bound {verdict.cosine_lower_bound:.4f}, "
-                f"at least {self._limits.min_cosine} is asked"
-            )
-        if verdict.reason == "agreement-under-minimum":
-            return (
-                f"same answer as the source in {verdict.agreement_mean:.2%}, 95 % bound {verdict.agreement_lower_bound:.2%}, "
-                f"at least {self._limits.min_agreement:.2%} is asked"
-            )
-        return "NaN or infinity in the outputs"
+    def _judge(self, model: Model) -> Verdict:
+        """The verdict of the first look that decides."""
+        first, *others = self._looks
+        seen = evaluate(model, self._part(0, first.examples))
+        verdict, before = self._verdict(seen, first), first.examples
+        for look in others:
+            if verdict.decided:
+                break
+            seen = join(seen, evaluate(model, self._part(before, look.examples)))
+            verdict, before = self._verdict(seen, look), look.examples
+        return verdict
+
+    def _part(self, start: int, stop: int) -> Dataset:
+        return replace(self._ordered, examples=self._ordered.examples[start:stop])
+
+    def _verdict(self, seen: Evaluation, look: Look) -> Verdict:
+        return judge(
+            task=self._contract.task,
+            problem_type=self._contract.problem_type,
+            labels=self._contract.labels,
+            dataset=self._part(0, look.examples),
+            source_outputs=self._source.outputs[: len(seen.outputs)],
+            candidate_outputs=seen.outputs,
+            source_predictions=self._source.predictions[: look.examples],
+            candidate_predictions=seen.predictions,
+            settings=self._limits,
+            metric=self._metric,
+            seed=self._seed,
+            look=look,
+            slices=[item.first(look.examples) for item in self._slices],
+        )

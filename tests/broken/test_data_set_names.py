@@ -61,7 +61,9 @@ def test_class_ids_become_names(datasets: Any, tmp_path: Path) -> None:
     rows = {"text": ["a", "b"], "label": [1, -1], "tags": [[0, 1], [1]]}
     (tmp_path / "classes").mkdir()
     datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "classes" / "test.parquet")
-    assert read_hub_rows(str(tmp_path / "classes") + "::") == [
+    found, names = read_hub_rows(str(tmp_path / "classes") + "::")
+    assert names == {"label": ("NO", "YES"), "tags": ("O", "B-X")}
+    assert found == [
         (1, {"text": "a", "label": "YES", "tags": ["O", "B-X"]}),
         (2, {"text": "b", "label": None, "tags": ["B-X"]}),  # -1 stands for no label
     ]

@@ -8,6 +8,7 @@ import pyarrow.parquet
 import pytest
 
 from hfaccel.errors import DataError
+from hfaccel.evaluate.columns import RowParser
 from hfaccel.evaluate.dataset import Dataset, Example, load_dataset
 from hfaccel.evaluate.predictions import references_of
 from hfaccel.evaluate.sample import multilingual_sample
@@ -50,7 +51,7 @@ def test_every_format_gives_the_same_examples(tmp_path: Path) -> None:
         ),
         (
             "a.csv", b"text,label\na,positve\n",
-            "FILE:2: unknown label 'positve'; the model knows: negative, positive (did you mean 'positive'?)",
+            "FILE:2: unknown label 'positve'; the data has: positve; the model knows: negative, positive (did you mean 'positive'?)",
         ),
         ("a.csv", b"text,lable\na,1\n",
          "FILE: no column 'label', but 'lable' looks like it (rename the column, or map it with label=lable)"),
@@ -125,6 +126,42 @@ def test_sample_is_unlabelled_and_large_enough_to_show_99_percent_agreement() ->
     assert sample.multilingual_sample
     assert not sample.labelled
     assert len(sample.texts()) == len(sample.examples) >= 299
+
+
+def test_labels_without_names_take_ids_and_refuse_names_of_unknown_order(tmp_path: Path) -> None:
+    generic = ("LABEL_0", "LABEL_1")
+    path = tmp_path / "a.csv"
+    path.write_text("text,label\na,1\nb,LABEL_0\n")
+    assert [example.label for example in load(path, labels=generic).examples] == [1, 0]
+    path.write_text("text,label\na,neg\nb,pos\n")
+    with pytest.raises(DataError) as caught:
+        load(path, labels=generic)
+    assert str(caught.value) == (
+        f"{path}:2: unknown label 'neg'; the data has: neg, pos; the model knows: LABEL_0, LABEL_1 "
+        "(the model's labels have no names: write ids (0, 1, ...) in the order that it was trained with)"
+    )
+
+
+def test_classes_of_a_data_set_fit_labels_without_names_by_their_order() -> None:
+    def parser(labels: tuple[str, ...]) -> RowParser:
+        return RowParser("text-classification", {"text": "text", "label": "label"}, labels, ("neg", "pos"), ("neg", "pos"))
+
+    row = {"text": "a", "label": "pos"}
+    assert parser(("LABEL_0", "LABEL_1")).example(row, "here").label == 1
+    for labels in (("LABEL_0", "LABEL_1", "LABEL_2"), ("NEGATIVE", "POSITIVE")):
+        with pytest.raises(DataError, match=f"the data has: neg, pos; the model knows: {labels[0]}, {labels[1]}"):
+            parser(labels).example(row, "here")
+    assert parser(("NEGATIVE", "POSITIVE")).example({"text": "a", "label": "positive"}, "here").label == 1
+
+
+def test_a_language_column_or_a_named_one_slices_the_data(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("text,label,lang,source\na,1,de,web\nb,0,,web\n")
+    data = load(path)
+    assert (data.slice_column, [example.slice for example in data.examples]) == ("lang", ["de", None])
+    data = load(path, columns={"slice": "source"})
+    assert (data.slice_column, [example.slice for example in data.examples]) == ("source", ["web", "web"])
+    assert {example.slice for example in multilingual_sample().examples} >= {"en", "de", "th"}
 
 
 def test_one_yes_or_no_label(tmp_path: Path) -> None:

@@ -8,16 +8,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hfaccel.evaluate.agreement import compare_outputs
+from hfaccel.evaluate.bounds import mean_lower_bound, mean_upper_bound
 from hfaccel.evaluate.dataset import Dataset, Example
-from hfaccel.evaluate.gate import mean_lower_bound, paired_loss
+from hfaccel.evaluate.gate import paired_loss
 from hfaccel.evaluate.judge import Verdict, judge
 from hfaccel.evaluate.metrics import METRICS
 from hfaccel.evaluate.predictions import predictions_from_outputs, tags_of_words, word_ids_from_offsets
 from hfaccel.recipe.schema import AccuracySection
 
 LIMITS = AccuracySection(
-    max_loss=0.01, min_cosine=0.995, min_agreement=0.99, batch_invariance=0.99, max_examples=5000, resamples=400
-)
+    max_loss=0.01, max_slice_loss=None, slice_examples=20, min_cosine=0.995, min_agreement=0.99, batch_invariance=0.99,
+    max_examples=5000, resamples=400,
+)  # fmt: skip
 
 
 def classify(source: np.ndarray, candidate: np.ndarray, truth: np.ndarray | None) -> Verdict:
@@ -45,19 +47,6 @@ def test_identical_models_are_always_accepted(seed: int, count: int, labelled: b
     assert all(loss.loss == loss.upper_bound == 0 for loss in verdict.losses)
 
 
-def test_three_times_the_budget_is_rejected_in_at_least_95_of_100_trials() -> None:
-    rejected = 0
-    for trial in range(100):
-        generator = np.random.default_rng(trial)
-        truth = np.zeros(1500, dtype=np.int64)
-        source = (generator.random(1500) > 0.9).astype(np.int64)
-        # 5 % of the right answers turn wrong and 18 % of the wrong ones right: 0.9 -> 0.873, 3 % less.
-        flip = generator.random(1500) < np.where(source == truth, 0.05, 0.18)
-        loss = paired_loss(METRICS["accuracy"], source, np.where(flip, 1 - source, source), truth, resamples=400, seed=trial)
-        rejected += loss.upper_bound > 0.01
-    assert rejected >= 95
-
-
 def test_few_examples_without_a_difference_do_not_prove_that_there_is_none() -> None:
     generator = np.random.default_rng(1)
     truth = generator.integers(0, 3, 100)
@@ -66,7 +55,7 @@ def test_few_examples_without_a_difference_do_not_prove_that_there_is_none() -> 
     assert verdict.reason == "loss-over-budget"
     assert verdict.losses[0].loss == 0
     assert verdict.losses[0].upper_bound == pytest.approx(1 - 0.05 ** (1 / 100))
-    assert verdict.losses[0].method == "examples+exact"
+    assert verdict.losses[0].method == "counts"
 
 
 def test_outputs_that_are_not_finite_fail() -> None:
@@ -95,26 +84,30 @@ def test_pairs_of_shared_texts_give_a_wider_bound_than_independent_pairs() -> No
     source = truth + 0.5 * generator.normal(size=len(pairs))
     candidate = source + 0.5 * np.array([noise[a] + noise[b] for a, b in pairs])
     metric = METRICS["spearman"]
-    shared = paired_loss(metric, source, candidate, truth, clusters=pairs, resamples=1000, seed=0)
-    alone = paired_loss(metric, source, candidate, truth, resamples=1000, seed=0)
+    shared = paired_loss(metric, source, candidate, truth, confidence=0.95, clusters=pairs, resamples=1000, seed=0)
+    alone = paired_loss(metric, source, candidate, truth, confidence=0.95, resamples=1000, seed=0)
     assert (shared.method, alone.method) == ("texts", "examples")
     assert shared.loss == alone.loss
     assert shared.upper_bound > alone.upper_bound > shared.loss > 0
-    assert shared == paired_loss(metric, source, candidate, truth, clusters=pairs, resamples=1000, seed=0)
+    assert shared == paired_loss(metric, source, candidate, truth, confidence=0.95, clusters=pairs, resamples=1000, seed=0)
 
 
 def test_many_small_groups_are_drawn_as_groups() -> None:
     truth = np.zeros(100, dtype=np.int64)
     candidate = (np.arange(100) < 10).astype(np.int64)
     clusters = [(index // 2,) for index in range(100)]
-    assert paired_loss(METRICS["accuracy"], truth, candidate, truth, clusters=clusters, resamples=300, seed=0).method == "groups"
+    loss = paired_loss(METRICS["accuracy"], truth, candidate, truth, confidence=0.95, clusters=clusters, resamples=300, seed=0)
+    assert loss.method == "groups"
 
 
 def test_bounds_of_means() -> None:
-    assert mean_lower_bound(np.ones(299), shares=True)[1] > 0.99
-    assert mean_lower_bound(np.ones(298), shares=True)[1] < 0.99
-    assert mean_lower_bound(np.ones(5)) == (1.0, 1.0)
-    assert mean_lower_bound([0.5]) == (0.5, -1.0)
+    assert mean_lower_bound(np.ones(299), confidence=0.95, shares=True)[1] > 0.99
+    assert mean_lower_bound(np.ones(298), confidence=0.95, shares=True)[1] < 0.99
+    assert mean_lower_bound(np.ones(5), confidence=0.95) == (1.0, 1.0)
+    assert mean_lower_bound([0.5], confidence=0.95) == (0.5, -1.0)
+    assert (
+        mean_upper_bound([1, 1, 0], confidence=0.95, shares=True) < 1 == mean_upper_bound([1, 1, 1], confidence=0.95, shares=True)
+    )
 
 
 def test_similarity_uses_one_output_per_distinct_text() -> None:
