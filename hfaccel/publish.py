@@ -79,7 +79,8 @@ def _pinned_ladder(recipe: Recipe, chosen: Candidate) -> tuple[Rung, ...]:
     if rung is None:
         return ()
     kept = tuple(name for name, _ in chosen.kept_float)
-    return (rung.model_copy(update={"name": chosen.name, "keep_float": 0, "float_matmuls": kept}),)
+    found = {"keep_float": 0, "float_matmuls": kept, "inference_precision": chosen.session.inference_precision}
+    return (rung.model_copy(update={"name": chosen.name, **found}),)
 
 
 def _copy(source: Path, destination: Path) -> None:

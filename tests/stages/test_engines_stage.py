@@ -74,3 +74,14 @@ def test_by_default_another_engine_needs_a_measurement(tiny_checkpoint: Path, te
     told = {item["name"]: item["reason"] for item in manifest["candidates"]}
     assert told["openvino"] == told["openvino-static"] == told["openvino-bf16"] == "engine-not-wanted"
     assert (manifest["chosen"], manifest["engine"]) == ("static", "onnxruntime")
+
+
+def test_the_pinned_recipe_makes_the_same_model_for_the_same_engine(tiny_checkpoint: Path, texts: Path, tmp_path: Path) -> None:
+    ladder = f"quantize.ladder=[{{name: any, {STATIC}, engine: openvino, inference_precision: auto}}]"
+    first = compile_tiny(tiny_checkpoint, tmp_path / "out", texts, engines=["openvino"], overrides=(ladder,))
+    assert (first["chosen"], first["session"]["inference_precision"]) == ("any", "f32")
+    recipe = tmp_path / "out" / "recipe.yaml"
+    again = hfaccel.compile(tiny_checkpoint, output=tmp_path / "again", data=texts, target=OFF_TARGET, recipe=recipe).manifest
+    assert again["session"] == first["session"]
+    assert (tmp_path / "again" / "model.onnx").read_bytes() == (tmp_path / "out" / "model.onnx").read_bytes()
+    assert again["recipe"]["quantize"]["ladder"][0]["inference_precision"] == "f32"
