@@ -1,8 +1,9 @@
-"""``hfaccel bench``: a compiled folder against its source in torch, on this machine, over a workload."""
+"""``hfaccel bench``: a compiled folder against other engines that run its source, on this machine."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,76 +14,204 @@ from hfaccel.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from contextlib import AbstractContextManager
 
-    from hfaccel.measure.bench import Contender, Mode, Row
+    from hfaccel.measure.bench import Mode, Row
     from hfaccel.measure.fresh_process import FreshProcess
     from hfaccel.measure.peers import PeerName
+    from hfaccel.measure.peers.open import OpenPeers
+    from hfaccel.measure.stream import StreamRow
+    from hfaccel.measure.workload import Point
     from hfaccel.runtime.model import Model
+    from hfaccel.runtime.tokenizer import Text
 
 _ARTIFACT_NAME = "artifact"
+_DEFAULT_WORKLOAD = "1x16,1x128,8x128"
 _MEBIBYTE = 1024 * 1024
+
+
+@dataclass(frozen=True)
+class _Texts:
+    """Real texts: the stream (empty: none asked for), those to check answers on, those to calibrate with."""
+
+    stream: tuple[Text, ...]
+    check: tuple[Text, ...]
+    calibration: tuple[Text, ...]
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What to time."""
+
+    points: tuple[Point, ...]
+    modes: tuple[Mode, ...]
+    seconds: float
+    batch: int
 
 
 def bench(
     artifact: Annotated[Path, typer.Argument(metavar="OUT", help="Folder that hfaccel compile made.")],
-    against: Annotated[str, typer.Option(help="Engines to compare with, separated by commas: torch. Empty: none.")] = "torch",
-    model: Annotated[str | None, typer.Option(help="Source checkpoint for torch; default: the one in the manifest.")] = None,
-    workload: Annotated[str, typer.Option(help="Points of batch x tokens.")] = "1x16,1x128,8x128",
+    against: Annotated[
+        str,
+        typer.Option(
+            help="Engines to compare with, separated by commas: torch, torch-bf16, torch-compile, onnxruntime-default "
+            "(quantize_dynamic), openvino, openvino-int8 (NNCF), ctranslate2 (int8). Empty: none. What is not installed is said."
+        ),
+    ] = "torch",
+    model: Annotated[str | None, typer.Option(help="Source checkpoint of the engines; default: that of the manifest.")] = None,
+    workload: Annotated[
+        str | None,
+        typer.Option(help=f"Points of batch x tokens; default {_DEFAULT_WORKLOAD}, with --stream none.", show_default=False),
+    ] = None,
     end_to_end: Annotated[bool, typer.Option("--end-to-end", help="Time only from text to answer.")] = False,
     graph_only: Annotated[bool, typer.Option("--graph-only", help="Time only the graph, on ready-made token ids.")] = False,
+    stream: Annotated[
+        Path | None,
+        typer.Option(help="Time all texts of this file in its order: one a line (.txt), or CSV, TSV, JSONL, Parquet."),
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Texts of one batch of the stream.")] = 32,
+    calibration: Annotated[
+        Path | None, typer.Option(help="Texts that openvino-int8 is calibrated with; default: a packaged sample.")
+    ] = None,
     seconds: Annotated[float, typer.Option(min=0.1, help="Time for each point, all engines together.")] = 5.0,
     plot: Annotated[Path | None, typer.Option(help="Draw the medians into this .png or .svg file.")] = None,
     trust_remote_code: Annotated[bool, typer.Option(help="Let Python code of the checkpoint run in torch.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON, samples included.")] = False,
 ) -> None:
-    """Time a compiled model against torch (eager, fp32), interleaved, with the same threads, tokenizer and inputs."""
+    """Time a compiled model against other engines, interleaved, with the same threads, tokenizer and inputs.
+
+    For example:
+
+    hfaccel bench OUT
+
+    hfaccel bench OUT --against torch,torch-bf16,torch-compile --workload 1x16,8x128
+
+    hfaccel bench OUT --against onnxruntime-default,openvino,openvino-int8,ctranslate2 --calibration texts.txt
+
+    hfaccel bench OUT --against torch,openvino --stream texts.csv --batch 32 --json
+    """
     from hfaccel.artifact.manifest import read_manifest
-    from hfaccel.measure.bench import MODES, run_bench
+    from hfaccel.measure.contenders import check_lengths, example_inputs, without_cache
     from hfaccel.measure.host import busy_warning, load_average
-    from hfaccel.measure.peers import check_lengths, contender, example_inputs, parse_peers, without_cache
+    from hfaccel.measure.peers import parse_peers
     from hfaccel.measure.plot import check_plot_path, draw
-    from hfaccel.measure.workload import parse_workload
+    from hfaccel.measure.workload import Point, parse_workload
     from hfaccel.runtime.load import load
 
     output = Output(as_json=as_json)
-    points, peer_names = parse_workload(workload), parse_peers(against)
-    modes: tuple[Mode, ...] = MODES
-    if end_to_end != graph_only:
-        modes = ("end to end",) if end_to_end else ("graph only",)
+    wanted = _DEFAULT_WORKLOAD if workload is None and stream is None else workload
+    points = () if wanted is None else parse_workload(wanted)
+    peer_names = parse_peers(against)
+    asked = _Asked(points, _modes(end_to_end, graph_only), seconds, batch)
     if plot is not None:
         check_plot_path(plot)
     manifest = read_manifest(artifact)
     opened = without_cache(load(artifact), artifact)
     check_lengths(points, opened.contract)
+    texts = _read_texts(opened, stream, calibration)
     threads = _threads(manifest)
-    peers = _peers(peer_names, opened, model or _source_of(manifest), threads, trust_remote_code)
-    warnings = [warning] if (warning := busy_warning()) else []
-    for warning in warnings:
-        output.warn(warning)
+    source = model or _source_of(manifest)
     load_before = load_average()
-    rows = run_bench(contender(_ARTIFACT_NAME, opened), peers, points, modes=modes, seconds=seconds, on_step=output.step)
+    with _peers(output, peer_names, opened, source, texts, threads, trust_remote_code) as peers:
+        warnings = [warning] if (warning := busy_warning()) else []
+        for warning in warnings:
+            output.warn(warning)
+        rows, stream_rows, failures = _measure(output, opened, peers, asked, texts)
     output.step("loading in fresh processes")
-    fresh = _fresh(artifact, example_inputs(opened, points[0], seed=0))
-    size_bytes = sum(int(record["size_bytes"]) for record in manifest["files"])
-    context = {"artifact": str(artifact), "threads": threads, "load_average": load_before, "warnings": warnings}
-    _show(output, rows, fresh, size_bytes, context)
+    fresh = _fresh(artifact, example_inputs(opened, points[0] if points else Point(1, 16), seed=0))
+    context = {
+        "artifact": str(artifact),
+        "threads": threads,
+        "load_average": load_before,
+        "warnings": warnings,
+        "not_compared": [item.to_json() for item in peers.absent] + failures,
+        "size_bytes": sum(int(record["size_bytes"]) for record in manifest["files"]),
+    }
+    _show(output, rows, stream_rows, fresh, context)
     if plot is not None:
-        draw(rows, plot, title=f"{artifact.resolve().name}, {threads} threads")
+        draw(rows, plot, title=f"{artifact.resolve().name}, {threads} threads", stream=stream_rows)
         output.info(f"picture: {plot}")
 
 
+def _modes(end_to_end: bool, graph_only: bool) -> tuple[Mode, ...]:
+    from hfaccel.measure.bench import MODES
+
+    if end_to_end == graph_only:
+        return MODES
+    return ("end to end",) if end_to_end else ("graph only",)
+
+
+def _read_texts(opened: Model, stream: Path | None, calibration: Path | None) -> _Texts:
+    from hfaccel.measure.peers.texts import CALIBRATION_TEXTS, CHECK_TEXTS, packaged_texts, spread
+    from hfaccel.measure.stream import read_texts
+
+    check, calibrate = packaged_texts(opened.contract)
+    texts = () if stream is None else read_texts(stream, opened.contract)
+    if texts:
+        check = spread(texts, CHECK_TEXTS)
+    if calibration is not None:
+        calibrate = spread(read_texts(calibration, opened.contract), CALIBRATION_TEXTS)
+    return _Texts(texts, check, calibrate)
+
+
 def _peers(
-    names: Sequence[PeerName], artifact: Model, source: str | None, threads: int, trust_remote_code: bool
-) -> list[Contender]:
-    from hfaccel.measure.peers import contender, torch_peer
+    output: Output,
+    names: Sequence[PeerName],
+    opened: Model,
+    source: str | None,
+    texts: _Texts,
+    threads: int,
+    trust_remote_code: bool,
+) -> AbstractContextManager[OpenPeers]:
+    from hfaccel.measure.peers.open import OpenPeers, open_peers
 
     if not names:
-        return []
+        return nullcontext(OpenPeers((), (), None))
     if source is None:
         raise UsageError(
             "the manifest names no source checkpoint to compare with", where="--model", hint="give --model CHECKPOINT"
         )
-    return [contender("torch fp32", torch_peer(source, artifact, threads=threads, trust_remote_code=trust_remote_code))]
+    return open_peers(
+        names,
+        source,
+        opened,
+        threads=threads,
+        check_texts=texts.check,
+        calibration=texts.calibration,
+        trust_remote_code=trust_remote_code,
+        on_step=output.step,
+    )
+
+
+def _measure(
+    output: Output, opened: Model, peers: OpenPeers, asked: _Asked, texts: _Texts
+) -> tuple[Sequence[Row], Sequence[StreamRow], list[dict[str, str]]]:
+    """Rows of the grid, rows of the stream, and which peers failed on the way."""
+    from hfaccel.measure.bench import run_bench
+    from hfaccel.measure.contenders import contender
+    from hfaccel.measure.peers.open import Absent, one_line
+    from hfaccel.measure.stream import run_stream, stream_runs
+
+    for item in peers.absent:
+        output.warn(f"{item.name}: {item.reason}")
+    failures: list[dict[str, str]] = []
+
+    def failed(name: str, error: Exception) -> None:
+        failures.append(Absent(name, one_line(error)).to_json())
+
+    rows: Sequence[Row] = ()
+    stream_rows: Sequence[StreamRow] = ()
+    if asked.points:
+        own = contender(_ARTIFACT_NAME, opened, likeness=peers.artifact_likeness)
+        others = [contender(peer.label, peer.model, likeness=peer.likeness) for peer in peers.peers]
+        rows = run_bench(
+            own, others, asked.points, modes=asked.modes, seconds=asked.seconds, on_step=output.step, on_failure=failed
+        )
+    if texts.stream:
+        likeness = peers.artifact_likeness
+        runs = stream_runs(_ARTIFACT_NAME, opened, peers.peers, texts.stream, batch=asked.batch, likeness=likeness)
+        stream_rows = run_stream(runs, len(texts.stream), seconds=asked.seconds, on_step=output.step, on_failure=failed)
+    return rows, stream_rows, failures
 
 
 def _source_of(manifest: dict[str, Any]) -> str | None:
@@ -108,9 +237,10 @@ def _fresh(artifact: Path, inputs: Sequence[Any]) -> FreshProcess:
     return measure_fresh_process(artifact, inputs)
 
 
-def _show(output: Output, rows: Sequence[Row], fresh: FreshProcess, size_bytes: int, context: dict[str, Any]) -> None:
+def _show(output: Output, rows: Sequence[Row], stream: Sequence[StreamRow], fresh: FreshProcess, context: dict[str, Any]) -> None:
     from hfaccel.measure.bench import COLUMNS
     from hfaccel.measure.host import host_fingerprint
+    from hfaccel.measure.stream import COLUMNS as STREAM_COLUMNS
 
     host = host_fingerprint()
     output.result(
@@ -118,13 +248,20 @@ def _show(output: Output, rows: Sequence[Row], fresh: FreshProcess, size_bytes: 
             **context,
             "host": host,
             "rows": [row.to_json() for row in rows],
+            "stream": [row.to_json() for row in stream],
             "fresh_process": asdict(fresh),
-            "size_bytes": size_bytes,
         }
     )
-    output.table(f"{host['cpu']}, {context['threads']} threads", COLUMNS, [row.cells() for row in rows])
+    machine = f"{host['cpu']}, {context['threads']} threads"
+    if rows:
+        output.table(machine, COLUMNS, [row.cells() for row in rows])
+    if stream:
+        title = f"stream of {stream[0].texts} texts, from text to answer; {machine}"
+        output.table(title, STREAM_COLUMNS, [row.cells() for row in stream])
+    for item in context["not_compared"]:
+        output.line(f"{item['engine']}: {item['reason']}")
     output.line(
         f"fresh process: import {fresh.import_ms:.0f} ms, load {fresh.load_ms:.0f} ms, first answer "
         f"{fresh.first_answer_ms:.0f} ms, peak memory {fresh.peak_memory_bytes / _MEBIBYTE:.0f} MiB"
     )
-    output.line(f"files: {size_bytes / _MEBIBYTE:.1f} MiB")
+    output.line(f"files: {context['size_bytes'] / _MEBIBYTE:.1f} MiB")

@@ -6,17 +6,21 @@ Pure orchestration: it is given functions that run, and knows neither onnxruntim
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from hfaccel.measure.timing import Speedup, Timing, compare, interleaved
 from hfaccel.measure.workload import Point
 
+if TYPE_CHECKING:
+    from hfaccel.measure.likeness import Likeness
+
 Mode = Literal["graph only", "end to end"]
 MODES: tuple[Mode, ...] = get_args(Mode)
 NOT_STABLE = "not stable"
-COLUMNS = ("workload", "what", "engine", "p50 ms", "p95 ms", "p99 ms", "examples/s", "speed-up", "at least")
+COLUMNS = ("workload", "what", "engine", "p50 ms", "p95 ms", "p99 ms", "examples/s", "speed-up", "at least", "cosine")
 
 # Long enough for the worker threads of onnxruntime and OpenMP to stop spinning before the other one's turn.
 PAUSE_S = 0.01
@@ -32,11 +36,13 @@ class Contender:
         name: how reports call it.
         graph_only: prepares a run on ready-made token ids of one point of the workload.
         end_to_end: prepares a run from text to answer of one point; it must not answer from a cache.
+        likeness: how far its answers are the source's; None where that is not known.
     """
 
     name: str
     graph_only: Callable[[Point], Callable[[], None]]
     end_to_end: Callable[[Point], Callable[[], None]]
+    likeness: Likeness | None = None
 
     def prepare(self, mode: Mode, point: Point) -> Callable[[], None]:
         """The run to time."""
@@ -52,6 +58,7 @@ class Row:
     contender: str
     timing: Timing
     speedup: Speedup | None
+    likeness: Likeness | None = None
 
     @property
     def examples_per_second(self) -> float:
@@ -71,7 +78,8 @@ class Row:
             verdict = [f"{self.speedup.ratio:.2f}x", f"{self.speedup.lower_bound:.2f}x"]
         else:
             verdict = [NOT_STABLE, ""]
-        return (str(self.point), self.mode, self.contender, *numbers, *verdict)
+        likeness = "" if self.likeness is None else self.likeness.cell()
+        return (str(self.point), self.mode, self.contender, *numbers, *verdict, likeness)
 
     def to_json(self) -> dict[str, Any]:
         """The row as plain JSON types, samples included; derived numbers are null where the timing was not stable."""
@@ -87,6 +95,8 @@ class Row:
             "examples_per_second": self.examples_per_second if stable else None,
             "samples_ms": [round(sample, 4) for sample in timing.samples_ms],
         }
+        if self.likeness is not None:
+            data["likeness"] = self.likeness.to_json()
         if self.speedup is not None:
             speedup = self.speedup
             data["artifact_speedup"] = {
@@ -98,6 +108,24 @@ class Row:
         return data
 
 
+def drop_failing(
+    prepare: Mapping[str, Callable[[], Callable[[], None]]], on_failure: Callable[[str, Exception], None]
+) -> dict[str, Callable[[], None]]:
+    """Prepare runs and make each once; a failure of the first one is raised, others are reported and left out."""
+    ready: dict[str, Callable[[], None]] = {}
+    for name, prepare_run in prepare.items():
+        try:
+            run = prepare_run()
+            run()
+        except Exception as error:  # engines fail in any way; the others are timed all the same
+            if not ready:
+                raise
+            on_failure(name, error)
+            continue
+        ready[name] = run
+    return ready
+
+
 def run_bench(
     artifact: Contender,
     peers: Sequence[Contender],
@@ -107,6 +135,7 @@ def run_bench(
     seconds: float,
     pause_s: float = PAUSE_S,
     on_step: Callable[[str], None] = lambda _: None,
+    on_failure: Callable[[str, Exception], None] = lambda _name, _error: None,
     clock: Callable[[], float] = time.perf_counter,
     sleep: Callable[[float], None] = time.sleep,
 ) -> tuple[Row, ...]:
@@ -120,6 +149,7 @@ def run_bench(
         seconds: time budget of one point in one mode, all contenders together.
         pause_s: pause between runs, see :mod:`hfaccel.measure.timing`.
         on_step: told what is being timed now.
+        on_failure: told of a peer that fails at a point; it has no row there.
         clock: seconds, rising.
         sleep: how to pause.
     """
@@ -128,9 +158,12 @@ def run_bench(
     for point in points:
         for mode in modes:
             on_step(f"timing {point}, {mode}: {', '.join(contender.name for contender in contenders)}")
-            runners = {contender.name: contender.prepare(mode, point) for contender in contenders}
+            prepare = {item.name: partial(item.prepare, mode, point) for item in contenders}
+            runners = drop_failing(prepare, on_failure)
             timings = interleaved(runners, seconds=seconds, pause_s=pause_s, patience=PATIENCE, clock=clock, sleep=sleep)
             own = timings[artifact.name]
-            rows.append(Row(point, mode, artifact.name, own, None))
-            rows += [Row(point, mode, peer.name, timings[peer.name], compare(timings[peer.name], own)) for peer in peers]
+            for item in contenders:
+                if item.name in timings:
+                    speedup = None if item is artifact else compare(timings[item.name], own)
+                    rows.append(Row(point, mode, item.name, timings[item.name], speedup, item.likeness))
     return tuple(rows)

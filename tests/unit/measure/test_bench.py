@@ -6,8 +6,11 @@ import pytest
 
 from hfaccel.errors import UsageError
 from hfaccel.measure.bench import COLUMNS, Contender, run_bench
+from hfaccel.measure.likeness import Likeness
 from hfaccel.measure.peers import parse_peers
 from hfaccel.measure.plot import check_plot_path, draw
+from hfaccel.measure.stream import COLUMNS as STREAM_COLUMNS
+from hfaccel.measure.stream import StreamRun, run_stream
 from hfaccel.measure.workload import Point
 
 POINTS = (Point(1, 16), Point(8, 128))
@@ -47,9 +50,9 @@ def test_every_point_and_mode_has_a_row_for_each_contender():
         for mode in ("graph only", "end to end")
         for name in ("artifact", "torch fp32")
     ]
-    assert rows[0].cells() == ("1x16", "graph only", "artifact", "5.00", "5.00", "5.00", "200.0", "", "")
-    assert rows[1].cells() == ("1x16", "graph only", "torch fp32", "10.00", "10.00", "10.00", "100.0", "2.00x", "2.00x")
-    assert rows[3].cells()[-2:] == ("3.00x", "3.00x")
+    assert rows[0].cells() == ("1x16", "graph only", "artifact", "5.00", "5.00", "5.00", "200.0", "", "", "")
+    assert rows[1].cells() == ("1x16", "graph only", "torch fp32", "10.00", "10.00", "10.00", "100.0", "2.00x", "2.00x", "")
+    assert rows[3].cells()[-3:-1] == ("3.00x", "3.00x")
     assert all(len(row.cells()) == len(COLUMNS) for row in rows)
     json.dumps([row.to_json() for row in rows])
 
@@ -58,7 +61,7 @@ def test_what_is_not_stable_gets_no_number():
     world = World()
     artifact, growing = world.contender("artifact", 5, 5), world.contender("torch fp32", 10, 10, growing=1.05)
     rows = world.bench(artifact, growing, modes=("graph only",))
-    assert rows[1].cells()[3:] == ("not stable", "", "", "", "not stable", "")
+    assert rows[1].cells()[3:] == ("not stable", "", "", "", "not stable", "", "")
     data = rows[1].to_json()
     assert (data["stable"], data["p50_ms"], data["artifact_speedup"]["ratio"]) == (False, None, None)
     assert rows[0].cells()[3] == "5.00"
@@ -68,7 +71,7 @@ def test_it_waits_for_calm_and_reports_what_came_after():
     world = World()
     artifact, late = world.contender("artifact", 5, 5), world.contender("torch fp32", 10, 10, slower_after_runs=100)
     rows = world.bench(artifact, late, modes=("graph only",))
-    assert rows[1].cells()[3:4] + rows[1].cells()[-2:] == ("30.00", "6.00x", "6.00x")
+    assert rows[1].cells()[3:4] + rows[1].cells()[-3:-1] == ("30.00", "6.00x", "6.00x")
 
 
 def test_an_unknown_peer_is_named():
@@ -76,7 +79,62 @@ def test_an_unknown_peer_is_named():
     assert parse_peers("") == ()
     with pytest.raises(UsageError) as caught:
         parse_peers("torch,llamafile")
-    assert str(caught.value) == "--against: no peer 'llamafile' to compare with (known peers: torch)"
+    assert str(caught.value) == (
+        "--against: no peer 'llamafile' to compare with (known peers: torch, torch-bf16, torch-compile, "
+        "onnxruntime-default, openvino, openvino-int8, ctranslate2)"
+    )
+
+
+def test_a_peer_that_fails_is_told_and_left_out():
+    world, told = World(), []
+
+    def broken(point):
+        if point.batch == 8:
+            raise RuntimeError("no kernel for this shape")
+        return lambda: None
+
+    artifact, peer = world.contender("artifact", 5, 5), Contender("torch fp32", broken, broken)
+    rows = world.bench(artifact, peer, modes=("graph only",), on_failure=lambda *args: told.append(args))
+    assert [(str(row.point), row.contender) for row in rows] == [
+        ("1x16", "artifact"),
+        ("1x16", "torch fp32"),
+        ("8x128", "artifact"),
+    ]
+    assert [(name, str(error)) for name, error in told] == [("torch fp32", "no kernel for this shape")]
+
+
+def test_a_broken_artifact_is_no_result():
+    def broken(point):
+        raise RuntimeError("broken")
+
+    with pytest.raises(RuntimeError, match="broken"):
+        World().bench(Contender("artifact", broken, broken))
+
+
+def test_answers_unlike_the_source_are_seen():
+    assert Likeness(0.95561, None, True, 64).cell() == "0.9556"
+    assert Likeness(0.95561, 0.9844, True, 64).cell() == "0.9556, top-1 98.4%"
+    assert Likeness(1.0, None, False, 64).cell() == "not finite"
+
+
+def test_a_stream_has_a_row_for_each_engine_and_order(tmp_path):
+    world = World()
+    runs = [
+        StreamRun("artifact", "as it comes", world.contender("a", 1000, 0).graph_only(Point(1, 1)), None),
+        StreamRun("torch fp32", "as it comes", world.contender("b", 4000, 0).graph_only(Point(1, 1)), None),
+        StreamRun("torch fp32", "sorted by length", world.contender("c", 2000, 0).graph_only(Point(1, 1)), None),
+    ]
+    clock = {"clock": lambda: world.now_s, "sleep": lambda _: None}
+    rows = run_stream(runs, 512, seconds=2.0, on_failure=lambda *_: None, **clock)
+    assert [row.cells() for row in rows] == [
+        ("artifact", "as it comes", "1000", "512.0", "", "", ""),
+        ("torch fp32", "as it comes", "4000", "128.0", "4.00x", "4.00x", ""),
+        ("torch fp32", "sorted by length", "2000", "256.0", "2.00x", "2.00x", ""),
+    ]
+    assert all(len(row.cells()) == len(STREAM_COLUMNS) for row in rows)
+    pytest.importorskip("matplotlib")
+    draw((), tmp_path / "stream.png", title="tiny", stream=rows)
+    assert (tmp_path / "stream.png").stat().st_size > 1000
 
 
 def test_a_picture_is_drawn(tmp_path):
