@@ -15,6 +15,7 @@ import hfaccel
 from hfaccel.artifact.artifact import Artifact, record_files
 from hfaccel.artifact.manifest import FILE_NAME, read_manifest, write_manifest
 from hfaccel.measure.host import host_fingerprint, library_versions
+from hfaccel.recipe.load import GENERIC_RECIPE
 from hfaccel.report.html import FILE_NAME as REPORT_FILE
 from hfaccel.report.html import report_html
 from hfaccel.report.markdown import readme_text, report_text
@@ -22,7 +23,7 @@ from hfaccel.request import Plan
 from hfaccel.stages.base import StageName
 from hfaccel.stages.candidates import FILE_NAME as CANDIDATES_FILE
 from hfaccel.stages.candidates import Candidate, load_candidates
-from hfaccel.stages.export import PARITY_FILE
+from hfaccel.stages.export import PARAMETERS_FILE, PARITY_FILE
 from hfaccel.stages.fallback import SUFFIX
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ PINNED_RECIPE = "recipe.yaml"
 LIBRARIES = (
     "hfaccel", "torch", "transformers", "tokenizers", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "openvino", "optimum", "numpy",
 )  # fmt: skip
-NOT_PUBLISHED = frozenset({PARITY_FILE, "model.onnx", "model.onnx.data"})
+NOT_PUBLISHED = frozenset({PARITY_FILE, PARAMETERS_FILE, "model.onnx", "model.onnx.data"})
 
 
 def write_output(
@@ -65,11 +66,14 @@ def write_output(
 
 
 def pinned_recipe(recipe: Recipe, chosen: Candidate, model: str) -> str:
-    """YAML of a recipe whose ladder is what was chosen and nothing else: the same model again, without a search."""
+    """YAML of a recipe whose ladder is what was chosen and nothing else: the same model again, without a search.
+
+    It states every value; only settings that later versions add come from the recipe that it extends.
+    """
     quantize = recipe.quantize.model_copy(update={"fallback": "off", "ladder": _pinned_ladder(recipe, chosen)})
     if not quantize.ladder:
         quantize = quantize.model_copy(update={"precision": "fp32"})
-    pinned = recipe.model_copy(update={"extends": None, "model_types": (), "quantize": quantize})
+    pinned = recipe.model_copy(update={"extends": GENERIC_RECIPE, "model_types": (), "quantize": quantize})
     text = yaml.safe_dump(pinned.model_dump(mode="json", exclude_defaults=True), sort_keys=False, allow_unicode=True)
     return f"# Makes this folder's model again from {model}, without a search:\n#   hfaccel compile MODEL -o OUT --recipe {PINNED_RECIPE}\n{text}"
 

@@ -23,12 +23,13 @@ from hfaccel.stages.candidates import FLOAT_PARENT, Candidate, load_candidates, 
 from hfaccel.stages.choice import choose, rank
 from hfaccel.stages.examine import Examiner
 from hfaccel.stages.fallback import search_fallbacks
+from hfaccel.stages.precision_map import precision_map
 
 if TYPE_CHECKING:
     from hfaccel.recipe.schema import Recipe
 
 NAME: StageName = "accuracy"
-REVISION = 3
+REVISION = 5
 LIBRARIES = ("torch", "transformers", "onnxruntime", "openvino", "tokenizers", "numpy", "scipy", "scikit-learn", "seqeval")
 GOLDEN_TEXTS = 4
 
@@ -74,6 +75,7 @@ def run(artifact: Artifact | None, ctx: StageContext) -> StageResult:
         judged.append(_judge(candidate, artifact, examiner, ctx) if candidate.reason is None else candidate)
     judged += search_fallbacks(judged, artifact, examiner, ctx)
     chosen = _shippable(choose(judged, ctx.recipe.measure.objective), judged, ctx)
+    chosen = replace(chosen, matmuls=precision_map(chosen, ctx))
     _write(chosen, rank(judged, chosen, ctx.recipe.measure.objective), artifact, tokenizer, ctx)
     made = Artifact(ctx.workdir, GRAPH_NAME, chosen.precision, artifact.contract, record_files(ctx.workdir))
     metrics = {

@@ -46,6 +46,16 @@ class PointTiming:
 
 
 @dataclass(frozen=True)
+class MatMulPrecision:
+    """Where a MatMul of the float graph belongs (see :class:`hfaccel.quant.layers.MatMulPlace`), and its precision."""
+
+    name: str
+    layer: int | None
+    role: str
+    precision: Precision
+
+
+@dataclass(frozen=True)
 class Candidate:
     """One way through quantize, with what was measured and why it was dropped, if it was.
 
@@ -62,6 +72,7 @@ class Candidate:
         quantized: how many MatMuls are in 8 bit.
         kept_float: those left in float for their sensitivity, worst first, with their measured error.
         verdict: what the accuracy gate measured, once it did.
+        matmuls: precision of each MatMul, of the candidate that ships only.
     """
 
     name: str
@@ -76,6 +87,7 @@ class Candidate:
     quantized: int = 0
     kept_float: tuple[tuple[str, float], ...] = ()
     verdict: dict[str, Any] | None = None
+    matmuls: tuple[MatMulPrecision, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types, as the manifest shows it."""
@@ -90,6 +102,7 @@ class Candidate:
                 "session": SessionSettings.from_json(data["session"]),
                 "timings": tuple(PointTiming(**item) for item in data["timings"]),
                 "kept_float": tuple((name, error) for name, error in data["kept_float"]),
+                "matmuls": tuple(MatMulPrecision(**item) for item in data["matmuls"]),
             }
         )
 

@@ -36,7 +36,7 @@ def rank(judged: Sequence[Candidate], chosen: Candidate, objective: Objective) -
     told: list[Candidate] = []
     for candidate in sorted(judged, key=lambda candidate: -merit(candidate, objective)):
         if candidate.name == chosen.name:
-            told.insert(0, replace(candidate, detail="chosen"))
+            told.insert(0, replace(chosen, detail="chosen"))
         elif candidate.reason is None:
             detail = "holds all gates; " + _why_not(candidate, chosen, objective)
             told.append(replace(candidate, reason="not-better-than-chosen", detail=detail))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from hfaccel.artifact.artifact import Artifact, record_files
 from hfaccel.errors import ExportError, GateError, HfaccelError
 from hfaccel.evaluate import parity
+from hfaccel.quant.layers import parameter_digests
 from hfaccel.rewrites.graphs import GRAPH_NAME, save_graph
 from hfaccel.runtime.session import GraphSession
 from hfaccel.source.contract import build_contract
@@ -23,9 +25,11 @@ if TYPE_CHECKING:
     from hfaccel.recipe.schema import ExporterName, Recipe
 
 NAME: StageName = "export"
-REVISION = 2
+REVISION = 3
 LIBRARIES = ("torch", "transformers", "onnx", "onnx-ir", "onnxscript", "tokenizers")
 PARITY_FILE = "parity.npz"
+PARAMETERS_FILE = "parameters.json"
+"""Digests of the checkpoint's matrices: graphs forget parameter names, later stages find them again by content."""
 
 
 def settings(recipe: Recipe) -> Mapping[str, Any]:
@@ -55,6 +59,8 @@ def run(artifact: Artifact | None, ctx: StageContext) -> StageResult:
     )
     cases = parity.record(TorchRunner(module), inputs)
     parity.save_cases(cases, ctx.workdir / PARITY_FILE)
+    digests = parameter_digests((name, value.detach().numpy()) for name, value in module.named_parameters())
+    (ctx.workdir / PARAMETERS_FILE).write_text(json.dumps(digests, indent=1), encoding="utf-8")
     failures: list[HfaccelError] = []
     for name in ctx.recipe.export.exporters:
         ctx.progress.step(f"exporting with {name}")

@@ -37,7 +37,13 @@ if TYPE_CHECKING:
     from hfaccel.stages.base import StageContext
     from hfaccel.stages.examine import Examiner
 
-ACCURACY_REASONS = ("loss-over-budget", "cosine-under-minimum", "agreement-under-minimum", "batch-variant")
+ACCURACY_REASONS = (
+    "loss-over-budget",
+    "cosine-under-minimum",
+    "agreement-under-minimum",
+    "slice-loss-over-budget",
+    "batch-variant",
+)
 SUFFIX = "-fallback"
 CONFIRMATIONS = 3
 """How many more MatMuls go to float, one by one, where the kernels round a little worse than the switches said."""

@@ -42,6 +42,10 @@ def test_architecture_compiles_and_holds_its_contract(
     assert stages["fuse"]["metrics"]["parity"]["max_abs"] < 1e-3
     assert result.manifest["contract"]["task"] == TASKS[model_type]
     assert result.manifest["contract"]["inputs"][0]["shape"] == ["batch", "sequence"]
+    chosen = next(item for item in result.manifest["candidates"] if item["detail"] == "chosen")
+    in_layers = {item["layer"]: item["role"] for item in chosen["matmuls"] if item["layer"] is not None}
+    assert in_layers, "no MatMul was found to be of a layer"
+    assert "other" not in {item["role"] for item in chosen["matmuls"] if item["layer"] is not None}
     assert not [line for line in progress.warnings if line.startswith("no recipe")]
 
 

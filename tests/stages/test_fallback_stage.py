@@ -77,6 +77,10 @@ def test_exactly_the_two_fragile_ones_return_to_float(searched: hfaccel.pipeline
     kept = {name for name, _ in chosen["kept_float"]}
     assert kept == readers_of_fragile_neurons(searched.folder)
     assert chosen["quantized"] == 4 * 6 - 2
+    in_float = {(item["layer"], item["role"]) for item in chosen["matmuls"] if item["precision"] == "fp32"}
+    assert in_float == {(layer, "down") for layer in FRAGILE_LAYERS}
+    roles = {item["role"] for item in chosen["matmuls"]}
+    assert roles == {"query", "key", "value", "output", "up", "down"}
 
 
 def readers_of_fragile_neurons(folder: Path) -> set[str]:

@@ -1,0 +1,79 @@
+"""Which layer and part of the model each MatMul of a graph is: exporters forget it, the weights tell.
+
+The exported graph holds the parameters of the checkpoint bit for bit (transposed, mostly), so a digest of a MatMul's constant
+finds the parameter's name, and the name says where it belongs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hfaccel.quant.scheme import matmul_sites
+
+if TYPE_CHECKING:
+    import onnx_ir
+
+_LAYER = re.compile(r"\.(?:layers?|h|blocks?|albert_layers|layer_groups)\.(\d+)\.")
+# The first pattern that occurs in a parameter's name names its role; order matters (output.dense is in attention.output.dense).
+_ROLES = (
+    ("query", r"\b(query|query_proj|q_lin|q_proj|q)\b"),
+    ("key", r"\b(key|key_proj|k_lin|k_proj|k)\b"),
+    ("value", r"\b(value|value_proj|v_lin|v_proj|v)\b"),
+    ("query, key, value", r"\b(Wqkv|qkv)\b"),
+    ("output", r"\b(attention\.output|attn\.(o|Wo|out_proj)|out_lin|attention\.dense|o_proj)\b"),
+    ("up", r"\b(intermediate\.dense|lin1|mlp\.Wi|ffn|up_proj|fc1)\b"),
+    ("down", r"\b(output\.dense|lin2|mlp\.Wo|ffn_output|down_proj|fc2)\b"),
+)
+
+
+@dataclass(frozen=True)
+class MatMulPlace:
+    """A MatMul of the float graph; ``layer`` is None beside the layers, ``role`` then the parameter's name or ``other``."""
+
+    name: str
+    layer: int | None
+    role: str
+
+
+def parameter_digests(parameters: Iterable[tuple[str, np.ndarray]]) -> dict[str, str]:
+    """Digest -> parameter name, of all matrices, as they are and transposed."""
+    digests: dict[str, str] = {}
+    for name, array in parameters:
+        if array.ndim == 2:
+            digests.setdefault(_digest(array), name)
+            digests.setdefault(_digest(array.T), name)
+    return digests
+
+
+def matmul_places(model: onnx_ir.Model, digests: Mapping[str, str]) -> tuple[MatMulPlace, ...]:
+    """Where each quantizable MatMul of a float graph belongs, in graph order.
+
+    Args:
+        model: a float graph that no rewrite of weights has touched.
+        digests: from :func:`parameter_digests`.
+    """
+    nodes = {node.name: node for node in model.graph}
+    places = []
+    for site in matmul_sites(model):
+        weight = nodes[site.node].inputs[1]
+        assert weight is not None and weight.const_value is not None  # matmul_sites names only such
+        places.append(_place(site.node, digests.get(_digest(weight.const_value.numpy()), "")))
+    return tuple(places)
+
+
+def _place(node: str, parameter: str) -> MatMulPlace:
+    layer = _LAYER.search(parameter)
+    if layer is None:
+        return MatMulPlace(node, None, parameter or "other")
+    role = next((role for role, pattern in _ROLES if re.search(pattern, parameter)), "other")
+    return MatMulPlace(node, int(layer.group(1)), role)
+
+
+def _digest(array: np.ndarray) -> str:
+    return hashlib.sha256(f"{array.shape}".encode() + np.ascontiguousarray(array, dtype=np.float32).tobytes()).hexdigest()
