@@ -22,8 +22,8 @@ MODES: tuple[Mode, ...] = get_args(Mode)
 NOT_STABLE = "not stable"
 COLUMNS = ("workload", "what", "engine", "p50 ms", "p95 ms", "p99 ms", "examples/s", "speed-up", "at least", "cosine")
 
-# Long enough for the worker threads of onnxruntime and OpenMP to stop spinning before the other one's turn.
-PAUSE_S = 0.01
+# Worker threads must stop spinning before the next one's turn; those of onnxruntime were seen to spin for 40 ms after a run.
+PAUSE_S = 0.06
 PATIENCE = 4.0
 """A point may take this many times its seconds while a timing is not stable: a busy spell of the machine passes."""
 
