@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from hfaccel.measure.timing import Speedup, Timing, compare, interleaved
+from hfaccel.measure.timing import Speedup, Timing, compare, interleaved, stay_awake
 from hfaccel.measure.workload import Point
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def run_bench(
     on_step: Callable[[str], None] = lambda _: None,
     on_failure: Callable[[str, Exception], None] = lambda _name, _error: None,
     clock: Callable[[], float] = time.perf_counter,
-    sleep: Callable[[float], None] = time.sleep,
+    sleep: Callable[[float], None] = stay_awake,
 ) -> tuple[Row, ...]:
     """Time the artifact and its peers in interleaved rounds, point by point and mode by mode.
 

@@ -121,6 +121,7 @@ def _session_options(settings: SessionSettings) -> Any:
     options.enable_cpu_mem_arena = settings.enable_cpu_mem_arena
     options.graph_optimization_level = _OPTIMIZATION_LEVELS[settings.graph_optimization_level]
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if settings.allow_spinning else "0")
+    options.add_session_config_entry("session.force_spinning_stop", "0" if settings.spin_after_run else "1")
     options.add_session_config_entry("session.set_denormal_as_zero", "1" if settings.flush_denormals else "0")
     return options
 

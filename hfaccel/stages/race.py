@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from hfaccel.stages.base import StageContext
 
 PAUSE_S = 0.002
-"""Rest before each timed run, so that the spinning threads of the session before are asleep."""
+"""Between runs; enough, because sessions in the race stop spinning when a run ends (else each disturbs the next for 40 ms)."""
 SESSION_FACTOR, SESSION_BASE_BYTES = 2, 60_000_000
 """Memory of an open session: its weights twice (as read, and packed for the kernels), and its arena."""
 OPEN_FACTOR, OPEN_BASE_BYTES = 3, 600_000_000
@@ -128,7 +128,7 @@ def _time(
     """Samples by point and entrant, ``lengthened`` times as long as the recipe says for each entrant."""
     threads, seconds = physical_cores(), ctx.recipe.measure.seconds_per_point * len(entrants) * lengthened
     runners = {
-        name: open_graph(entrant.graph, replace(entrant.session, intra_op_num_threads=threads))
+        name: open_graph(entrant.graph, replace(entrant.session, intra_op_num_threads=threads, spin_after_run=False))
         for name, entrant in entrants.items()
     }
     vocabulary_size, seed = ctx.source.vocabulary_size, ctx.recipe.seed
