@@ -49,7 +49,16 @@ def test_first_run_goes_through_all_stages(tiny_compiled: tuple[Path, dict[str, 
 
 def test_artifact_holds_what_the_design_lists(compiled: Path) -> None:
     names = {path.name for path in compiled.iterdir()}
-    assert {"manifest.json", "model.onnx", "config.json", "tokenizer.json", "golden", "report.html", "report.md", "README.md"} <= names
+    assert {
+        "manifest.json",
+        "model.onnx",
+        "config.json",
+        "tokenizer.json",
+        "golden",
+        "report.html",
+        "report.md",
+        "README.md",
+    } <= names
     manifest = json.loads((compiled / "manifest.json").read_text(encoding="utf-8"))
     dropped = [candidate for candidate in manifest["candidates"] if candidate["detail"] != "chosen"]
     assert all(candidate["reason"] and candidate["detail"] for candidate in dropped)
