@@ -110,25 +110,25 @@ class SessionSettings:
     Attributes:
         intra_op_num_threads: 0 means one thread per physical core.
         allow_spinning: onnxruntime: let idle worker threads wait actively.
-        spin_after_run: onnxruntime: go on doing so for some 40 ms after a run. The next run starts quicker, everything else on
-            those cores slower.
         disabled_optimizers: onnxruntime: run-time fusions to leave out (a fusion can be a loss; the measurement says which).
         engine: what runs the graph.
         inference_precision: openvino: what is computed in float may be computed in bfloat16.
         enable_cpu_mem_arena: onnxruntime: keep freed memory for the next run.
         graph_optimization_level: onnxruntime: how far the graph is optimized when it is opened.
         flush_denormals: onnxruntime: treat denormal numbers as zero.
+        spin_after_run: onnxruntime: idle worker threads wait actively for some 40 ms after a run. The next run starts quicker,
+            everything else on those cores slower.
     """
 
     intra_op_num_threads: int = 0
     allow_spinning: bool = True
-    spin_after_run: bool = True
     disabled_optimizers: tuple[str, ...] = ()
     engine: Engine = "onnxruntime"
     inference_precision: InferencePrecision = "f32"
     enable_cpu_mem_arena: bool = True
     graph_optimization_level: GraphOptimization = "all"
     flush_denormals: bool = False
+    spin_after_run: bool = True
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> SessionSettings:
