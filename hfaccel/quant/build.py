@@ -20,6 +20,7 @@ from hfaccel.quant.scheme import matmul_sites
 from hfaccel.quant.sensitivity import rank_by_sensitivity
 from hfaccel.quant.smooth import smooth_activations
 from hfaccel.quant.switches import SwitchedGraph
+from hfaccel.rewrites.drop_unused import drop_unused
 from hfaccel.rewrites.graphs import GRAPH_NAME, load_graph, save_graph
 
 if TYPE_CHECKING:
@@ -124,6 +125,7 @@ def prepare_graph(rung: Rung, graph: Path, calibration: CalibrationData, *, scra
         split = split_outlier_neurons(model, statistics, rung.outlier_neurons)
     if rung.smooth is not None:
         smooth_activations(model, statistics, rung.smooth, names=statistics.keys() - feed_forward_inputs, exclude=split)
+    drop_unused(model)  # the weights from before the rewrites, as large as the model itself
     matmuls = tuple(site.node for site in matmul_sites(model) if site.node not in split)
     ranges: dict[str, tuple[float, float]] | None = None
     if rung.scheme == "static":

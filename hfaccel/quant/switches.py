@@ -6,6 +6,7 @@ point per tensor for the activation, one scale per output channel for the weight
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -52,7 +53,10 @@ class SwitchedGraph:
         self.names = tuple(names)
         workdir.mkdir(parents=True, exist_ok=True)
         switched = _with_switches(model, self.names, ranges, weight_bits, per_channel=per_channel)
-        self._session = GraphSession(save_graph(switched, workdir))
+        path = save_graph(switched, workdir)
+        del switched
+        gc.collect()  # graphs are full of reference cycles, and the session is about to hold all weights once more
+        self._session = GraphSession(path)
         self.input_names = tuple(name for name in self._session.input_names if name != FLAGS)
         self._flags = np.zeros(len(self.names), dtype=bool)
 

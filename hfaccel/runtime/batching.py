@@ -9,14 +9,20 @@ import numpy as np
 from hfaccel.artifact.contract import TextSettings
 from hfaccel.runtime.tokenizer import Encoded
 
+MAX_TOKENS = 4096
+"""Tokens of a batch: more does not run faster on a CPU, and activations grow with them."""
 
-def plan_batches(lengths: Sequence[int], max_batch: int = 32, max_padding: float = 0.1) -> list[list[int]]:
+
+def plan_batches(
+    lengths: Sequence[int], max_batch: int = 32, max_padding: float = 0.1, max_tokens: int = MAX_TOKENS
+) -> list[list[int]]:
     """Sort by length and split, so that little is computed on padding.
 
     Args:
         lengths: tokens of each text.
         max_batch: most texts of a batch, at least 1.
         max_padding: most padding of a batch, as a share of its tokens (0 to 1).
+        max_tokens: most tokens of a batch, padding included; a longer text is a batch of its own.
 
     Returns:
         Positions in ``lengths``, batch by batch, shortest texts first; every position exactly once.
@@ -27,7 +33,7 @@ def plan_batches(lengths: Sequence[int], max_batch: int = 32, max_padding: float
     for index in sorted(range(len(lengths)), key=lengths.__getitem__):
         length = lengths[index]
         area = (len(current) + 1) * length
-        if current and (len(current) >= max_batch or area - filled - length > max_padding * area):
+        if current and (len(current) >= max_batch or area > max_tokens or area - filled - length > max_padding * area):
             batches.append(current)
             current, filled = [], 0
         current.append(index)

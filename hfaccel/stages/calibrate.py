@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from hfaccel.stages.base import StageContext
 
 CALIBRATION_BATCH = 8
+CALIBRATION_TOKENS = 1024
+"""Tokens of a batch: every activation of the graph is an output then, 0.25 MB a token for BERT-base."""
 
 
 def calibration_batches(ctx: StageContext) -> list[Feeds]:
@@ -34,6 +36,6 @@ def _batches(texts: Sequence[Any], ctx: StageContext) -> list[Feeds]:
     contract = ctx.artifacts["export"].contract
     tokenizer = TextTokenizer(ctx.artifacts["export"].folder, contract.text)
     encoded = tokenizer.encode(texts)
-    order = plan_batches([len(item.ids) for item in encoded], max_batch=CALIBRATION_BATCH)
+    order = plan_batches([len(item.ids) for item in encoded], max_batch=CALIBRATION_BATCH, max_tokens=CALIBRATION_TOKENS)
     np.random.default_rng(ctx.recipe.seed).shuffle(order)
     return [pad([encoded[index] for index in batch], contract.text) for batch in order]

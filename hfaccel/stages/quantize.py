@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -103,6 +104,7 @@ def _rungs(parents: Mapping[GraphScope, Artifact], ctx: StageContext) -> Iterato
         if batches and rung.needs_calibration and rung.graph in parents and rung.graph not in statistics:
             statistics[rung.graph] = gather_statistics(parents[rung.graph].graph_path, batches, ctx.workdir / "scratch")
         yield rung, CalibrationData(batches, statistics.get(rung.graph, {}))
+        gc.collect()  # graphs are full of reference cycles: without this, several candidates' weights live at once
 
 
 def refusal(rung: Rung, quantize: QuantizeSection, target: TargetProfile, *, on_target: bool) -> tuple[Reason, str] | None:

@@ -59,3 +59,11 @@ def test_pad_of_equal_lengths_is_the_same() -> None:
     assert feeds["input_ids"].tolist() == [[5, 6], [7, 8]]
     assert feeds["attention_mask"].tolist() == [[1, 1], [1, 1]]
     assert all(array.flags.writeable for array in feeds.values())
+
+
+@given(st.lists(st.integers(1, 600), min_size=1, max_size=80))
+def test_a_batch_has_no_more_tokens_than_memory_allows(lengths):
+    batches = plan_batches(lengths, max_tokens=1024)
+    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
+    for batch in batches:
+        assert len(batch) == 1 or len(batch) * max(lengths[index] for index in batch) <= 1024
