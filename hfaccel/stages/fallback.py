@@ -97,7 +97,7 @@ def _search(
     switched = switched_graph(rung, prepared, weight_bits=weight_bits, workdir=scratch)
     ctx.progress.step(f"ranking the {len(prepared.matmuls)} MatMuls of {missed.name} by sensitivity")
     errors = dict(rank_by_sensitivity(switched, first_texts(calibration.batches)))
-    journal = Journal(ctx.journal, rung.name)
+    journal = Journal(ctx.journal, rung.quantization().model_dump_json())  # rungs that quantize alike share their trials
 
     def holds(kept_float: frozenset[str]) -> bool:
         known = journal.known(kept_float)
@@ -172,7 +172,7 @@ class Journal:
 
     Args:
         path: the file; it may exist already, from a run that was killed. None keeps nothing.
-        rung: whose trials these are.
+        rung: whose trials these are; the quantization part of a rung, so that engines share them.
     """
 
     def __init__(self, path: Path | None, rung: str) -> None:
