@@ -55,15 +55,14 @@ def compile_model(request: CompileRequest, progress: Progress) -> CompileResult:
     plan = prepare(request)
     for notice in plan.notices:
         progress.warn(notice)
-    _refuse_other_output(plan)
+    key = request_key(plan)
+    finished = _finished_output(plan, key)
     with StageCache(default_cache_folder(), enabled=request.use_cache) as cache:
         artifacts, records = _run_stages(plan, cache, progress)
-        existing = _up_to_date(plan)
-        if existing is not None:
-            return CompileResult(request.output, existing, True, time.monotonic() - started)
+        if finished is not None:
+            return CompileResult(request.output, finished, True, time.monotonic() - started)
         progress.step("writing the artifact and opening it in a fresh process")
         with atomic_folder(request.output, replace=True) as temporary:
-            key = request_key(plan)
             manifest = write_output(temporary, plan, artifacts, records, key=key, seconds=time.monotonic() - started)
             load_test(temporary)
     return CompileResult(request.output, manifest, False, time.monotonic() - started)
@@ -217,23 +216,21 @@ def _check_contract(stage: Stage, record: Mapping[str, Any], plan: Plan, progres
         progress.warn(f"fusion contract: {line}")
 
 
-def _up_to_date(plan: Plan) -> dict[str, Any] | None:
-    """The manifest of an output made from the very same inputs, if its files are whole."""
+def _finished_output(plan: Plan, key: str) -> dict[str, Any] | None:
+    """The manifest of an output made from the very same inputs, if its files are whole; None when there is nothing yet.
+
+    Raises:
+        SettingsError: the folder holds something else, said before any work is done for nothing.
+    """
     output = plan.request.output
-    if plan.request.force or not (output / "manifest.json").is_file():
+    if plan.request.force or not output.is_dir() or not any(output.iterdir()):
         return None
     try:
         manifest = read_manifest(output)
-        return manifest if manifest.get("key") == request_key(plan) and not verify_files(output) else None
+        if manifest.get("key") == key and not verify_files(output):
+            return manifest
     except IntegrityError:
-        return None
-
-
-def _refuse_other_output(plan: Plan) -> None:
-    """Raise SettingsError when the output folder holds something else, before any work is done for nothing."""
-    output = plan.request.output
-    if plan.request.force or not output.is_dir() or not any(output.iterdir()) or _up_to_date(plan) is not None:
-        return
+        pass
     raise SettingsError(
         "the output folder holds another artifact, or a damaged one; it is left alone",
         where=str(output),

@@ -24,7 +24,7 @@ from hfaccel.stages.base import StageName
 from hfaccel.stages.candidates import FILE_NAME as CANDIDATES_FILE
 from hfaccel.stages.candidates import Candidate, load_candidates
 from hfaccel.stages.export import PARAMETERS_FILE, PARITY_FILE
-from hfaccel.stages.fallback import SUFFIX
+from hfaccel.stages.parents import rung_of
 
 if TYPE_CHECKING:
     from hfaccel.recipe.schema import Recipe, Rung
@@ -79,7 +79,7 @@ def pinned_recipe(recipe: Recipe, chosen: Candidate, model: str) -> str:
 
 
 def _pinned_ladder(recipe: Recipe, chosen: Candidate) -> tuple[Rung, ...]:
-    rung = next((rung for rung in recipe.quantize.ladder if rung.name == chosen.name.removesuffix(SUFFIX)), None)
+    rung = rung_of(chosen.name, recipe.quantize.ladder)
     if rung is None:
         return ()
     kept = tuple(name for name, _ in chosen.kept_float)

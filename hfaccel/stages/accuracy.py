@@ -52,7 +52,7 @@ def requires(artifact: Artifact | None, ctx: StageContext) -> list[str]:
 
 
 def run(artifact: Artifact | None, ctx: StageContext) -> StageResult:
-    """Judge candidates, best first, and write the graph that ships with its golden answers.
+    """Judge the candidates, search for others where they miss the gate, and write the graph that ships with its golden answers.
 
     Raises:
         GateError: not even the float graph holds the gates, or a precision was demanded and no candidate has it.

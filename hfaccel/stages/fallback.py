@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,7 +29,8 @@ from hfaccel.rewrites.graphs import GRAPH_NAME, graph_bytes
 from hfaccel.runtime.engines import open_graph
 from hfaccel.stages.calibrate import calibration_batches, data_batches
 from hfaccel.stages.candidates import FLOAT_PARENT, Candidate
-from hfaccel.stages.race import Entrant, is_faster, race, speedup_of
+from hfaccel.stages.parents import FALLBACK_SUFFIX, float_graphs
+from hfaccel.stages.race import Entrant, race, with_timings
 
 if TYPE_CHECKING:
     from hfaccel.artifact.artifact import Artifact
@@ -44,7 +45,6 @@ ACCURACY_REASONS = (
     "slice-loss-over-budget",
     "batch-variant",
 )
-SUFFIX = "-fallback"
 CONFIRMATIONS = 3
 """How many more MatMuls go to float, one by one, where the kernels round a little worse than the switches said."""
 WORTH_IT = 1.05
@@ -91,9 +91,9 @@ def _search(
     ctx: StageContext,
 ) -> Candidate:
     weight_bits = ctx.recipe.quantize.weight_bits
-    name, scratch = missed.name + SUFFIX, ctx.workdir / "scratch"
+    name, scratch = missed.name + FALLBACK_SUFFIX, ctx.workdir / "scratch"
     candidate = replace(missed, name=name, graph="", timings=(), speedup=1.0, verdict=None, reason=None, detail="")
-    prepared = prepare_graph(rung, _float_graph(rung, ctx), calibration, scratch=scratch)
+    prepared = prepare_graph(rung, float_graphs(ctx)[rung.graph].graph_path, calibration, scratch=scratch)
     switched = switched_graph(rung, prepared, weight_bits=weight_bits, workdir=scratch)
     ctx.progress.step(f"ranking the {len(prepared.matmuls)} MatMuls of {missed.name} by sensitivity")
     errors = dict(rank_by_sensitivity(switched, first_texts(calibration.batches)))
@@ -145,17 +145,7 @@ def _timed(candidate: Candidate, parent: Artifact, folder: Path, ctx: StageConte
         return candidate
     floating = Entrant(parent.graph_path, SessionSettings(), graph_bytes(parent.folder))
     entrant = Entrant(folder / GRAPH_NAME, candidate.session, candidate.size_bytes)
-    timings = race({FLOAT_PARENT: floating}, {candidate.name: entrant}, ctx).timings[candidate.name]
-    timed = replace(candidate, timings=timings, speedup=speedup_of(timings))
-    if is_faster(timings):
-        return timed
-    detail = f"{timed.speedup:.2f}x its float parent, 95 % bound not above 1"
-    return replace(timed, reason="slower-than-parent", detail=detail)
-
-
-def _float_graph(rung: Rung, ctx: StageContext) -> Path:
-    stage: Mapping[GraphScope, str] = {"optimized": "optimize", "fused": "fuse"}
-    return next(made for name, made in ctx.artifacts.items() if name == stage[rung.graph]).graph_path
+    return with_timings(candidate, race({FLOAT_PARENT: floating}, {candidate.name: entrant}, ctx).timings[candidate.name])
 
 
 def _calibration(rung: Rung, examiner: Examiner, ctx: StageContext) -> CalibrationData:
@@ -163,7 +153,7 @@ def _calibration(rung: Rung, examiner: Examiner, ctx: StageContext) -> Calibrati
     batches = calibration_batches(ctx)
     if not batches:
         return CalibrationData(data_batches(examiner.dataset, ctx), {})
-    statistics = gather_statistics(_float_graph(rung, ctx), batches, ctx.workdir / "scratch")
+    statistics = gather_statistics(float_graphs(ctx)[rung.graph].graph_path, batches, ctx.workdir / "scratch")
     return CalibrationData(batches, statistics)
 
 

@@ -9,10 +9,9 @@ from hfaccel.quant.layers import matmul_places
 from hfaccel.rewrites.graphs import load_graph
 from hfaccel.stages.candidates import Candidate, MatMulPrecision
 from hfaccel.stages.export import PARAMETERS_FILE
-from hfaccel.stages.fallback import SUFFIX
+from hfaccel.stages.parents import float_graphs, rung_of
 
 if TYPE_CHECKING:
-    from hfaccel.artifact.artifact import Artifact
     from hfaccel.artifact.contract import Precision
     from hfaccel.stages.base import StageContext
 
@@ -22,16 +21,12 @@ def precision_map(chosen: Candidate, ctx: StageContext) -> tuple[MatMulPrecision
     digests = json.loads((ctx.artifacts["export"].folder / PARAMETERS_FILE).read_text(encoding="utf-8"))
     rest: Precision = "bf16" if chosen.session.inference_precision == "bf16" else "fp32"
     kept = {name for name, _ in chosen.kept_float}
-    places = matmul_places(load_graph(_float_graph(chosen, ctx).graph_path), digests)
+    rung, graphs = rung_of(chosen.name, ctx.recipe.quantize.ladder), float_graphs(ctx)
+    scope = rung.graph if rung is not None and rung.graph in graphs else "optimized"
+    places = matmul_places(load_graph(graphs[scope].graph_path), digests)
     return tuple(
         MatMulPrecision(
             place.name, place.layer, place.role, "int8" if chosen.precision == "int8" and place.name not in kept else rest
         )
         for place in places
     )
-
-
-def _float_graph(chosen: Candidate, ctx: StageContext) -> Artifact:
-    rung = next((rung for rung in ctx.recipe.quantize.ladder if rung.name == chosen.name.removesuffix(SUFFIX)), None)
-    fused = rung is not None and rung.graph == "fused" and "fuse" in ctx.artifacts
-    return ctx.artifacts["fuse"] if fused else ctx.artifacts.get("optimize", ctx.artifacts["export"])

@@ -20,7 +20,8 @@ from hfaccel.runtime.engines import engine_available, open_graph
 from hfaccel.stages.base import StageContext, StageName, StageResult
 from hfaccel.stages.calibrate import calibration_batches
 from hfaccel.stages.candidates import FLOAT_PARENT, Candidate, Reason, save_candidates
-from hfaccel.stages.race import Entrant, RaceResult, is_faster, race, speedup_of
+from hfaccel.stages.parents import float_graphs
+from hfaccel.stages.race import Entrant, RaceResult, race, with_timings
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -52,7 +53,7 @@ def requires(artifact: Artifact | None, ctx: StageContext) -> list[str]:
 def run(artifact: Artifact | None, ctx: StageContext) -> StageResult:
     """Make a folder with the float graph, every candidate that was built and not slower, and ``candidates.json``."""
     assert artifact is not None  # the pipeline checked requires()
-    parents = _float_parents(ctx)
+    parents = float_graphs(ctx)
     graphs: dict[Rung, BuiltCandidate] = {}
     built = [_build(rung, made, parents, graphs, ctx) for rung, made in _rungs(parents, ctx)]
     shutil.rmtree(ctx.workdir / GRAPHS, ignore_errors=True)
@@ -83,13 +84,6 @@ def run(artifact: Artifact | None, ctx: StageContext) -> StageResult:
         "dropped": {candidate.name: candidate.reason for candidate in candidates if candidate.reason},
     }
     return StageResult(made, len(alive) > 1, metrics)
-
-
-def _float_parents(ctx: StageContext) -> dict[GraphScope, Artifact]:
-    parents: dict[GraphScope, Artifact] = {"optimized": ctx.artifacts.get("optimize", ctx.artifacts["export"])}
-    if "fuse" in ctx.artifacts:
-        parents["fused"] = ctx.artifacts["fuse"]
-    return parents
 
 
 def _rungs(parents: Mapping[GraphScope, Artifact], ctx: StageContext) -> Iterator[tuple[Rung, CalibrationData]]:
@@ -191,11 +185,8 @@ def _timed(candidate: Candidate, result: RaceResult, ctx: StageContext) -> Candi
     timings = result.timings.get(candidate.name)
     if timings is None:
         return candidate
-    timed = replace(candidate, timings=timings, speedup=speedup_of(timings))
-    if is_faster(timings):
-        return timed
-    detail = f"{timed.speedup:.2f}x its float parent, 95 % bound not above 1"
-    return _dropped(timed, "slower-than-parent", detail, ctx)
+    timed = with_timings(candidate, timings)
+    return timed if timed.reason is None else _dropped(timed, timed.reason, timed.detail, ctx)
 
 
 def _dropped(candidate: Candidate, reason: Reason, detail: str, ctx: StageContext) -> Candidate:

@@ -14,7 +14,7 @@ from hfaccel.measure.host import physical_cores
 from hfaccel.measure.timing import Timing, compare, interleaved
 from hfaccel.measure.workload import Point, fit_workload, make_feeds, parse_workload
 from hfaccel.runtime.engines import open_graph
-from hfaccel.stages.candidates import PointTiming
+from hfaccel.stages.candidates import Candidate, PointTiming
 
 if TYPE_CHECKING:
     from hfaccel.quant.calibration import Feeds
@@ -65,16 +65,14 @@ def race(floats: Mapping[str, Entrant], candidates: Mapping[str, Entrant], ctx: 
     for group in _groups(floats[parent], candidates):
         ctx.progress.step(f"timing {', '.join(group)}")
         timed = _time({parent: floats[parent], **group}, points, ctx, lengthened=1)
-        results |= {
-            name: tuple(_point_timing(point, times[parent], times[name]) for point, times in timed.items()) for name in group
-        }
+        results |= {name: _against(parent, name, timed) for name in group}
     for name in candidates:
         for attempt in range(1, REMATCHES + 1):
             if is_faster(results[name]) or is_slower(results[name]):
                 break
             ctx.progress.step(f"timing {name} again: the bounds do not tell whether it is faster than float")
             timed = _time({parent: floats[parent], name: candidates[name]}, points, ctx, lengthened=2**attempt)
-            results[name] = tuple(_point_timing(point, times[parent], times[name]) for point, times in timed.items())
+            results[name] = _against(parent, name, timed)
     return RaceResult(parent, results)
 
 
@@ -85,14 +83,17 @@ def _fastest(
     ctx.progress.step(f"timing the float graph{'s' if len(floats) > 1 else ''}: {', '.join(floats)}")
     timed = _time(floats, points, ctx, lengthened=1)
     parent = min(floats, key=lambda name: _geometric_mean([times[name].p50 for times in timed.values()]))
-    return parent, {
-        name: tuple(_point_timing(point, times[parent], times[name]) for point, times in timed.items()) for name in floats
-    }
+    return parent, {name: _against(parent, name, timed) for name in floats}
 
 
-def speedup_of(timings: Sequence[PointTiming]) -> float:
-    """Geometric mean of the speed-ups over the workload."""
-    return _geometric_mean([item.speedup for item in timings])
+def with_timings(candidate: Candidate, timings: tuple[PointTiming, ...]) -> Candidate:
+    """The candidate with its timings and its speed-up, their geometric mean; dropped unless it is faster than its parent."""
+    speedup = _geometric_mean([item.speedup for item in timings])
+    timed = replace(candidate, timings=timings, speedup=speedup)
+    if is_faster(timings):
+        return timed
+    detail = f"{speedup:.2f}x its float parent, 95 % bound not above 1"
+    return replace(timed, reason="slower-than-parent", detail=detail)
 
 
 def is_faster(timings: Sequence[PointTiming]) -> bool:
@@ -142,6 +143,10 @@ def _time(
         }
         timed[point] = interleaved(calls, seconds=seconds, pause_s=PAUSE_S)
     return timed
+
+
+def _against(parent: str, name: str, timed: Mapping[Point, Mapping[str, Timing]]) -> tuple[PointTiming, ...]:
+    return tuple(_point_timing(point, times[parent], times[name]) for point, times in timed.items())
 
 
 def _point_timing(point: Point, parent: Timing, candidate: Timing) -> PointTiming:

@@ -1,0 +1,27 @@
+"""What candidates are made from: the float graphs by scope, and the rung of the ladder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hfaccel.artifact.artifact import Artifact
+    from hfaccel.recipe.schema import GraphScope, Rung
+    from hfaccel.stages.base import StageContext
+
+FALLBACK_SUFFIX = "-fallback"
+"""Ends the name of a candidate that the search made of a rung."""
+
+
+def float_graphs(ctx: StageContext) -> dict[GraphScope, Artifact]:
+    """The float graphs that the stages so far have made, the fused one last; a stage switched off has made none."""
+    graphs: dict[GraphScope, Artifact] = {"optimized": ctx.artifacts.get("optimize", ctx.artifacts["export"])}
+    if "fuse" in ctx.artifacts:
+        graphs["fused"] = ctx.artifacts["fuse"]
+    return graphs
+
+
+def rung_of(name: str, ladder: Sequence[Rung]) -> Rung | None:
+    """The rung that the candidate of this name was made of; None for the float graph."""
+    return next((rung for rung in ladder if rung.name == name.removesuffix(FALLBACK_SUFFIX)), None)
