@@ -16,10 +16,11 @@ import numpy as np
 from hfaccel.errors import RecipeError
 from hfaccel.quant.calibration import ActivationStatistics, Feeds, observe
 from hfaccel.quant.outlier_neurons import feed_forward_blocks, split_outlier_neurons
-from hfaccel.quant.scheme import matmul_sites
+from hfaccel.quant.scheme import EXTERNAL_DATA_FROM_BYTES, embedding_lookups, matmul_sites
 from hfaccel.quant.sensitivity import rank_by_sensitivity
 from hfaccel.quant.smooth import smooth_activations
-from hfaccel.quant.switches import SwitchedGraph
+from hfaccel.quant.switches import EightBitTrips, RoundTrips, SwitchedGraph
+from hfaccel.quant.weight_only import BlockwiseTrips, write_weight_only
 from hfaccel.rewrites.drop_unused import drop_unused
 from hfaccel.rewrites.graphs import GRAPH_NAME, load_graph, save_graph
 
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
     from hfaccel.recipe.schema import Rung
 
-EXTERNAL_DATA_FROM_BYTES = 1 << 30
 SENSITIVITY_TEXTS = 4
 """Texts that the ranking is measured on: it runs the graph once per MatMul, and a handful already orders them."""
 
@@ -39,7 +39,7 @@ class BuiltCandidate:
 
     Attributes:
         path: the graph.
-        quantized: names of the MatMuls in 8 bit.
+        quantized: names of the MatMuls that are no longer in float.
         kept_float: names of those left in float, most sensitive first, with their measured error.
         split_neurons: MatMuls of split-off outlier neurons (always float).
     """
@@ -72,9 +72,9 @@ class PreparedGraph:
 
     Attributes:
         model: the rewritten float graph.
-        matmuls: names of the MatMuls that can go to 8 bit, in graph order.
+        matmuls: names of the MatMuls that can be quantized, in graph order.
         split: names of those of split-off outlier neurons, which cannot.
-        ranges: of the activations by name, for the static scheme; None for the dynamic one.
+        ranges: of the activations by name, for the static scheme; None for the others.
     """
 
     model: onnx_ir.Model
@@ -97,7 +97,7 @@ def build_candidate(
         rung: what to do.
         graph: the float graph; it is not changed.
         calibration: of this graph, statistics from :func:`gather_statistics`; may be empty only if the rung needs none.
-        weight_bits: 7 for targets where u8 x s8 products saturate.
+        weight_bits: 7 for targets where u8 x s8 products saturate; the scheme weight-only has bits of its own.
         folder: receives ``model.onnx``; scratch files are removed again.
 
     Raises:
@@ -137,21 +137,19 @@ def prepare_graph(rung: Rung, graph: Path, calibration: CalibrationData, *, scra
 
 
 def switched_graph(rung: Rung, prepared: PreparedGraph, *, weight_bits: int, workdir: Path) -> SwitchedGraph:
-    """The prepared graph with every MatMul switchable, in the rung's scheme."""
-    return SwitchedGraph(
-        prepared.model,
-        prepared.matmuls,
-        ranges=prepared.ranges,
-        weight_bits=weight_bits,
-        per_channel=rung.per_channel,
-        workdir=workdir,
-    )
+    """The prepared graph with every MatMul switchable, in the rung's scheme; ``weight_bits`` as for :func:`build_candidate`."""
+    trips: RoundTrips
+    if rung.scheme == "weight-only":
+        trips = BlockwiseTrips(rung)
+    else:
+        trips = EightBitTrips(prepared.ranges, weight_bits, rung.per_channel)
+    return SwitchedGraph(prepared.model, prepared.matmuls, trips, workdir=workdir)
 
 
 def quantize_graph(
     rung: Rung, prepared: PreparedGraph, kept_float: Sequence[tuple[str, float]], *, weight_bits: int, folder: Path
 ) -> BuiltCandidate:
-    """Write the prepared graph with all MatMuls but ``kept_float`` (names with their measured errors) in 8 bit to ``folder``."""
+    """Write the prepared graph with all MatMuls but ``kept_float`` (names with their measured errors) quantized to ``folder``."""
     left_out = {name for name, _ in kept_float}
     unknown = left_out - set(prepared.matmuls)
     if unknown:
@@ -161,6 +159,9 @@ def quantize_graph(
             hint="the recipe was made for another model or with other library versions: search again with the original recipe",
         )
     nodes = [name for name in prepared.matmuls if name not in left_out]
+    if rung.scheme == "weight-only":
+        path = write_weight_only(rung, prepared.model, nodes, folder)
+        return BuiltCandidate(path, tuple(nodes), tuple(kept_float), prepared.split)
     scratch = folder / "scratch"
     source = _save_prepared(prepared.model, scratch)
     output = folder / GRAPH_NAME
@@ -206,7 +207,7 @@ def _quantize_dynamic(rung: Rung, source: Path, nodes: Sequence[str], output: Pa
         str(source),
         str(output),
         op_types_to_quantize=operators,
-        nodes_to_quantize=[*nodes, *(_embedding_lookups(source) if rung.quantize_embeddings else [])],
+        nodes_to_quantize=[*nodes, *(embedding_lookups(load_graph(source)) if rung.quantize_embeddings else [])],
         per_channel=rung.per_channel,
         reduce_range=weight_bits == 7,
         weight_type=QuantType.QInt8,
@@ -241,19 +242,6 @@ def _quantize_static(
     )
     quantizer.quantize_model()
     quantizer.model.save_model_to_file(str(output), _large(source))
-
-
-def _embedding_lookups(source: Path) -> list[str]:
-    model = load_graph(source)
-    return [
-        node.name or ""
-        for node in model.graph
-        if node.op_type == "Gather"
-        and node.inputs[0] is not None
-        and node.inputs[0].const_value is not None
-        and len(node.inputs[0].const_value.shape) == 2
-        and node.inputs[0].const_value.dtype.is_floating_point()
-    ]
 
 
 def _large(source: Path) -> bool:

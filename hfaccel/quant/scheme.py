@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import onnx_ir
 
+EXTERNAL_DATA_FROM_BYTES = 1 << 30
+"""Graphs larger than this keep their weights in a file of their own: a graph file cannot exceed 2 GB."""
 MIN_WEIGHT_SIZE = 1024
 """Weights with fewer elements are left alone: nothing to gain, and pooled heads are the most sensitive part."""
 
@@ -32,6 +34,18 @@ def matmul_sites(model: onnx_ir.Model) -> tuple[MatMulSite, ...]:
         if len(weight.const_value.shape) == 2 and weight.const_value.size >= MIN_WEIGHT_SIZE:
             sites.append(MatMulSite(node.name or "", activation.name or ""))
     return tuple(sites)
+
+
+def embedding_lookups(model: onnx_ir.Model) -> tuple[str, ...]:
+    """Names of the Gathers that look up rows of a constant float table [rows, channels]."""
+    names = []
+    for node in model.graph:
+        table = node.inputs[0] if node.op_type == "Gather" and node.domain in ("", "ai.onnx") else None
+        if table is None or table.const_value is None or not table.const_value.dtype.is_floating_point():
+            continue
+        if len(table.const_value.shape) == 2:
+            names.append(node.name or "")
+    return tuple(names)
 
 
 def new_initializer(model: onnx_ir.Model, name: str, array: object) -> onnx_ir.Value:

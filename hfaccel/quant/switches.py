@@ -1,15 +1,16 @@
-"""One graph whose MatMuls can be switched to 8 bit one by one while it runs, to ask "what if" without building a graph for each.
+"""One graph whose MatMuls can be quantized one by one while it runs, to ask "what if" without building a graph for each.
 
-A switched-on MatMul reads activation and weight through the same 8-bit round trips that the real kernels make (scale and zero
-point per tensor for the activation, one scale per output channel for the weight); only the order of summation differs.
+A switched-on MatMul reads activation and weight through the same round trips to integers and back that the real kernels make; only
+the order of summation differs. What a round trip is depends on the scheme: :class:`RoundTrips`.
 """
 
 from __future__ import annotations
 
 import gc
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -25,34 +26,73 @@ _ACTIVATION_LEVELS = 255
 _SMALLEST_SCALE = 1e-12
 
 
+class RoundTrips(Protocol):
+    """How the kernels of a scheme see the two factors of a MatMul."""
+
+    def weight(self, weight: np.ndarray) -> np.ndarray:
+        """A weight [in, out] to integers and back, in float32."""
+
+    def activation(self, model: onnx_ir.Model, matmul: onnx_ir.Node) -> list[onnx_ir.Node]:
+        """Nodes, not yet in the graph, that take the MatMul's activation to integers and back, the last one giving the result.
+
+        Constants that they need are registered in ``model``. Nodes are named after the MatMul, their outputs are not named yet.
+        """
+
+
+@dataclass(frozen=True)
+class EightBitTrips:
+    """Of the schemes dynamic and static: scale and zero point per tensor for the activation, scales alone for the weight.
+
+    Attributes:
+        ranges: of the activations by name, for static quantization; None quantizes with the range of each call (dynamic).
+        weight_bits: 7 or 8.
+        per_channel: one scale per output channel of a weight, else one for all of it.
+    """
+
+    ranges: Mapping[str, tuple[float, float]] | None
+    weight_bits: int
+    per_channel: bool
+
+    def weight(self, weight: np.ndarray) -> np.ndarray:
+        """See :meth:`RoundTrips.weight`; symmetric around zero."""
+        largest = np.abs(weight).max(axis=0) if self.per_channel else np.abs(weight).max()
+        scale = np.maximum(largest / (2 ** (self.weight_bits - 1) - 1), _SMALLEST_SCALE)
+        return np.asarray(np.round(weight / scale) * scale, dtype=np.float32)
+
+    def activation(self, model: onnx_ir.Model, matmul: onnx_ir.Node) -> list[onnx_ir.Node]:
+        """See :meth:`RoundTrips.activation`."""
+        import onnx_ir
+
+        activation, name = matmul.inputs[0], matmul.name
+        assert activation is not None  # a MatMul has two inputs
+        if self.ranges is None:
+            quantize = onnx_ir.node("DynamicQuantizeLinear", [activation], num_outputs=3, name=f"{name}_quantize")
+            return [quantize, onnx_ir.node("DequantizeLinear", list(quantize.outputs), name=f"{name}_dequantize")]
+        low, high = self.ranges[activation.name or ""]
+        step = max((high - low) / _ACTIVATION_LEVELS, _SMALLEST_SCALE)
+        scale = new_initializer(model, f"{name}_scale", np.array(step, dtype=np.float32))
+        zero = new_initializer(model, f"{name}_zero", np.array(round(-low / step), dtype=np.uint8))
+        quantize = onnx_ir.node("QuantizeLinear", [activation, scale, zero], name=f"{name}_quantize")
+        return [quantize, onnx_ir.node("DequantizeLinear", [quantize.outputs[0], scale, zero], name=f"{name}_dequantize")]
+
+
 class SwitchedGraph:
-    """A :class:`hfaccel.runtime.session.Runner` whose MatMuls are in 8 bit as the last :meth:`switch_on` said; none at first.
+    """A :class:`hfaccel.runtime.session.Runner` whose MatMuls are quantized as the last :meth:`switch_on` said; none at first.
 
     Args:
         model: the float graph; it is not changed.
         names: of the MatMuls that can be switched, each with a constant weight.
-        ranges: of the activations by name, for static quantization; None quantizes with the range of each call (dynamic).
-        weight_bits: 7 or 8.
-        per_channel: one scale per output channel of a weight, else one for all of it.
+        trips: what quantizing does to the factors of a MatMul.
         workdir: where the graph may lie meanwhile.
 
     Attributes:
         names: the MatMuls, in the order given.
     """
 
-    def __init__(
-        self,
-        model: onnx_ir.Model,
-        names: Sequence[str],
-        *,
-        ranges: Mapping[str, tuple[float, float]] | None,
-        weight_bits: int,
-        per_channel: bool,
-        workdir: Path,
-    ) -> None:
+    def __init__(self, model: onnx_ir.Model, names: Sequence[str], trips: RoundTrips, *, workdir: Path) -> None:
         self.names = tuple(names)
         workdir.mkdir(parents=True, exist_ok=True)
-        switched = _with_switches(model, self.names, ranges, weight_bits, per_channel=per_channel)
+        switched = _with_switches(model, self.names, trips)
         path = save_graph(switched, workdir)
         del switched
         gc.collect()  # graphs are full of reference cycles, and the session is about to hold all weights once more
@@ -61,7 +101,7 @@ class SwitchedGraph:
         self._flags = np.zeros(len(self.names), dtype=bool)
 
     def switch_on(self, names: Sequence[str]) -> None:
-        """Put exactly these MatMuls in 8 bit."""
+        """Quantize exactly these MatMuls."""
         wanted = set(names)
         self._flags = np.array([name in wanted for name in self.names], dtype=bool)
 
@@ -70,21 +110,7 @@ class SwitchedGraph:
         return self._session.run({**feeds, FLAGS: self._flags})
 
 
-def round_trip(weight: np.ndarray, *, bits: int, per_channel: bool) -> np.ndarray:
-    """A weight [in, out] as signed integers of ``bits`` bits hold it, symmetric around zero, back in float32."""
-    largest = np.abs(weight).max(axis=0) if per_channel else np.abs(weight).max()
-    scale = np.maximum(largest / (2 ** (bits - 1) - 1), _SMALLEST_SCALE)
-    return np.asarray(np.round(weight / scale) * scale, dtype=np.float32)
-
-
-def _with_switches(
-    model: onnx_ir.Model,
-    names: Sequence[str],
-    ranges: Mapping[str, tuple[float, float]] | None,
-    weight_bits: int,
-    *,
-    per_channel: bool,
-) -> onnx_ir.Model:
+def _with_switches(model: onnx_ir.Model, names: Sequence[str], trips: RoundTrips) -> onnx_ir.Model:
     import onnx_ir
 
     copy = model.clone()
@@ -95,10 +121,10 @@ def _with_switches(
         matmul = nodes[name]
         activation, weight = matmul.inputs
         assert activation is not None and weight is not None and weight.const_value is not None  # the caller named such MatMuls
-        rounded = round_trip(weight.const_value.numpy(), bits=weight_bits, per_channel=per_channel)
+        rounded = trips.weight(weight.const_value.numpy())
         position = new_initializer(copy, f"{name}_flag_index", np.array(index, dtype=np.int64))
         flag = onnx_ir.node("Gather", [flags, position], name=f"{name}_flag")
-        trip = _activation_round_trip(copy, matmul, ranges)
+        trip = trips.activation(copy, matmul)
         choose = onnx_ir.node("Where", [flag.outputs[0], trip[-1].outputs[0], activation], name=f"{name}_choose")
         new_weight = new_initializer(copy, f"{name}_rounded", rounded)
         choose_weight = onnx_ir.node("Where", [flag.outputs[0], new_weight, weight], name=f"{name}_choose_weight")
@@ -110,22 +136,3 @@ def _with_switches(
         matmul.replace_input_with(0, choose.outputs[0])
         matmul.replace_input_with(1, choose_weight.outputs[0])
     return copy
-
-
-def _activation_round_trip(
-    model: onnx_ir.Model, matmul: onnx_ir.Node, ranges: Mapping[str, tuple[float, float]] | None
-) -> list[onnx_ir.Node]:
-    """Nodes that quantize and dequantize the activation of a MatMul, the result being that of the last one."""
-    import onnx_ir
-
-    activation, name = matmul.inputs[0], matmul.name
-    assert activation is not None
-    if ranges is None:
-        quantize = onnx_ir.node("DynamicQuantizeLinear", [activation], num_outputs=3, name=f"{name}_quantize")
-        return [quantize, onnx_ir.node("DequantizeLinear", list(quantize.outputs), name=f"{name}_dequantize")]
-    low, high = ranges[activation.name or ""]
-    step = max((high - low) / _ACTIVATION_LEVELS, _SMALLEST_SCALE)
-    scale = new_initializer(model, f"{name}_scale", np.array(step, dtype=np.float32))
-    zero = new_initializer(model, f"{name}_zero", np.array(round(-low / step), dtype=np.uint8))
-    quantize = onnx_ir.node("QuantizeLinear", [activation, scale, zero], name=f"{name}_quantize")
-    return [quantize, onnx_ir.node("DequantizeLinear", [quantize.outputs[0], scale, zero], name=f"{name}_dequantize")]

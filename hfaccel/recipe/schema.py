@@ -16,6 +16,7 @@ CleanupName = Literal["fold_constants", "common_subexpressions", "drop_unused", 
 RewriteName = Literal["last_layer_pooled_token"]
 GraphScope = Literal["optimized", "fused"]
 Objective = Literal["latency", "throughput", "size"]
+Scheme = Literal["dynamic", "static", "weight-only", "none"]
 SLICE_FACTOR = 3.0
 """A part of the data may lose this many times the budget of the whole, where the recipe does not say."""
 
@@ -66,17 +67,24 @@ class Rung(Section):
 
     Attributes:
         name: unique name, as reports show it.
-        scheme: ``dynamic`` (activation ranges per call), ``static`` (calibrated ranges, QDQ) or ``none`` (the float graph as it
-            is, in another engine or with other settings).
+        scheme: ``dynamic`` (activation ranges per call), ``static`` (calibrated ranges, QDQ), ``weight-only`` (weights in blocks,
+            activation ranges per token and block as they come) or ``none`` (the float graph as it is, in another engine or with
+            other settings).
         graph: quantize the optimized (unfused) or the fused float graph.
         per_channel: one weight scale per output channel.
-        smooth: move activation outliers into the weights before quantizing (SmoothQuant); needs calibration data.
+        smooth: move activation outliers into the weights before quantizing (SmoothQuant); exact in float, so any scheme may
+            follow; needs calibration data.
         outlier_neurons: feed-forward neurons per layer that stay in float because their activations are outliers; needs
             calibration data. 0 = none.
         keep_float: how many of the most sensitive MatMuls stay in float; needs calibration data. 0 = none.
         float_matmuls: names of MatMuls that stay in float, as the search for a fallback found them for this very checkpoint.
-        quantize_embeddings: also store embedding tables in 8 bit.
+        quantize_embeddings: also store embedding tables in 8 bit (whatever the bits of the weights).
         calibration: range estimator of the static scheme.
+        weight_only_bits: weight-only: bits of a weight; 8 is nearly exact, 4 is for size.
+        block_size: weight-only: how many inputs of an output channel share a scale; smaller blocks are closer and slower.
+        symmetric: weight-only: without a zero point per block.
+        method: weight-only: ``rtn`` rounds to the nearest; ``k-quant`` searches the grid of each block and needs zero points.
+        objectives: the rung competes only where one of these is asked for; empty = always.
         engine: what runs this candidate.
         inference_precision: openvino: compute what is float in bfloat16; auto does where the target has it in hardware.
         disabled_optimizers: onnxruntime fusions to leave out when this candidate runs.
@@ -87,7 +95,7 @@ class Rung(Section):
     """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")
-    scheme: Literal["dynamic", "static", "none"]
+    scheme: Scheme
     graph: GraphScope
     per_channel: bool = True
     smooth: float | None = Field(default=None, gt=0, lt=1)
@@ -96,6 +104,11 @@ class Rung(Section):
     float_matmuls: tuple[str, ...] = ()
     quantize_embeddings: bool = False
     calibration: Literal["minmax", "percentile"] = "minmax"
+    weight_only_bits: Literal[4, 8] = 8
+    block_size: Literal[16, 32, 64, 128, 256] = 128
+    symmetric: bool = True
+    method: Literal["rtn", "k-quant"] = "rtn"
+    objectives: tuple[Objective, ...] = ()
     engine: Engine = "onnxruntime"
     inference_precision: InferencePrecision | Literal["auto"] = "f32"
     disabled_optimizers: tuple[str, ...] = ()
@@ -112,6 +125,8 @@ class Rung(Section):
     @property
     def precision(self) -> Precision:
         """The lowest precision that this rung, made :meth:`for_target`, computes its MatMuls in."""
+        if self.scheme == "weight-only" and self.weight_only_bits == 4:
+            return "int4"
         if self.scheme != "none":
             return "int8"
         return "bf16" if self.inference_precision == "bf16" else "fp32"
@@ -128,7 +143,7 @@ class Rung(Section):
 
     def quantization(self) -> Rung:
         """This rung with nothing but what makes its graph: rungs that differ in the rest share one graph."""
-        return Rung(**{**self.model_dump(exclude=set(_SESSION_FIELDS)), "name": "any"})
+        return Rung(**{**self.model_dump(exclude={*_SESSION_FIELDS, "objectives"}), "name": "any"})
 
     def contradictions(self) -> tuple[tuple[str, str], ...]:
         """Fields that say something which the engine or the scheme of this rung cannot do, each with what is wrong."""
@@ -140,14 +155,29 @@ class Rung(Section):
             found += [(name, f"{self.engine} has no such setting") for name in others]
         if self.scheme == "none":
             found += [(name, "a rung of scheme none quantizes nothing") for name in self._changed(_QUANTIZATION_FIELDS)]
+        elif self.scheme == "weight-only":
+            found += self._weight_only_contradictions()
+        else:
+            found += [(name, f"the scheme {self.scheme} has no blocks") for name in self._changed(_WEIGHT_ONLY_FIELDS)]
         return tuple(found)
+
+    def _weight_only_contradictions(self) -> list[tuple[str, str]]:
+        found = []
+        if not self.per_channel:
+            found.append(("per_channel", "the scheme weight-only has a scale per block of a channel, never one per tensor"))
+        if self.calibration != "minmax":
+            found.append(("calibration", "the scheme weight-only takes activations as they come and calibrates no ranges"))
+        if self.method == "k-quant" and self.symmetric:
+            found.append(("method", "k-quant gives each block a zero point: symmetric must be false"))
+        return found
 
     def _changed(self, names: frozenset[str]) -> list[str]:
         return sorted(name for name in names if getattr(self, name) != Rung.model_fields[name].default)
 
 
 _SESSION_FIELDS = frozenset(SessionSettings.__dataclass_fields__) & frozenset(Rung.model_fields)
-_QUANTIZATION_FIELDS = frozenset(Rung.model_fields) - _SESSION_FIELDS - {"name", "scheme", "graph"}
+_QUANTIZATION_FIELDS = frozenset(Rung.model_fields) - _SESSION_FIELDS - {"name", "scheme", "graph", "objectives"}
+_WEIGHT_ONLY_FIELDS = frozenset({"weight_only_bits", "block_size", "symmetric", "method"})
 
 
 class QuantizeSection(Section):

@@ -27,6 +27,8 @@ def rung(**fields: Any) -> Rung:
     [
         ({}, "int8"),
         ({"engine": "openvino", "inference_precision": "bf16"}, "int8"),
+        ({"scheme": "weight-only"}, "int8"),
+        ({"scheme": "weight-only", "weight_only_bits": 4}, "int4"),
         ({"scheme": "none", "engine": "openvino"}, "fp32"),
         ({"scheme": "none", "engine": "openvino", "inference_precision": "bf16"}, "bf16"),
     ],
@@ -56,6 +58,26 @@ def test_rungs_that_differ_in_how_they_run_share_a_graph() -> None:
     assert first.quantization() == second.quantization()
     assert first.quantization() != rung(smooth=0.6).quantization()
     assert first.quantization() != rung(smooth=0.5, graph="fused").quantization()
+    assert first.quantization() == rung(smooth=0.5, objectives=("size",)).quantization()
+    assert rung(scheme="weight-only").quantization() != rung(scheme="weight-only", block_size=64).quantization()
+
+
+def test_weight_only_needs_no_data_unless_something_else_does() -> None:
+    assert not rung(scheme="weight-only", weight_only_bits=4, method="k-quant", symmetric=False).needs_calibration
+    assert rung(scheme="weight-only", smooth=0.5).needs_calibration
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"scheme": "weight-only", "smooth": 0.5, "outlier_neurons": 16, "quantize_embeddings": True},
+        {"scheme": "weight-only", "weight_only_bits": 4, "block_size": 16, "symmetric": False, "method": "k-quant"},
+        {"scheme": "weight-only", "engine": "openvino", "inference_precision": "auto"},
+        {"scheme": "none", "engine": "openvino", "objectives": ("latency", "throughput")},
+    ],
+)
+def test_what_goes_together(fields: dict[str, Any]) -> None:
+    assert rung(**fields).contradictions() == ()
 
 
 @pytest.mark.parametrize(
@@ -64,6 +86,24 @@ def test_rungs_that_differ_in_how_they_run_share_a_graph() -> None:
         ("scheme: static, inference_precision: bf16", "inference_precision", "onnxruntime cannot compute float graphs in bf16"),
         ("scheme: static, engine: openvino, allow_spinning: false", "allow_spinning", "openvino has no such setting"),
         ("scheme: none, smooth: 0.5", "smooth", "a rung of scheme none quantizes nothing"),
+        ("scheme: none, block_size: 64", "block_size", "a rung of scheme none quantizes nothing"),
+        ("scheme: dynamic, weight_only_bits: 4", "weight_only_bits", "the scheme dynamic has no blocks"),
+        ("scheme: static, symmetric: false", "symmetric", "the scheme static has no blocks"),
+        (
+            "scheme: weight-only, per_channel: false",
+            "per_channel",
+            "the scheme weight-only has a scale per block of a channel, never one per tensor",
+        ),
+        (
+            "scheme: weight-only, calibration: percentile",
+            "calibration",
+            "the scheme weight-only takes activations as they come and calibrates no ranges",
+        ),
+        (
+            "scheme: weight-only, method: k-quant",
+            "method",
+            "k-quant gives each block a zero point: symmetric must be false",
+        ),
     ],
 )
 def test_a_contradiction_is_refused_by_its_key(text: str, key: str, what: str) -> None:
@@ -71,6 +111,27 @@ def test_a_contradiction_is_refused_by_its_key(text: str, key: str, what: str) -
     with pytest.raises(RecipeError) as caught:
         load_recipe("encoder", overrides=[ladder])
     assert str(caught.value) == f"--set: quantize.ladder.0.{key}: {what} (remove the key, or change engine or scheme)"
+
+
+def test_all_contradictions_of_a_rung_are_named_at_once() -> None:
+    found = rung(scheme="weight-only", per_channel=False, calibration="percentile", method="k-quant").contradictions()
+    assert [name for name, _ in found] == ["per_channel", "calibration", "method"]
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("block_size: 48", "block_size: 48 is not one of 16, 32, 64, 128, 256"),
+        ("weight_only_bits: 2", "weight_only_bits: 2 is not one of 4, 8"),
+        ("method: hqq", "method: 'hqq' is not one of rtn, k-quant"),
+        ("objectives: [speed]", "objectives.0: 'speed' is not one of latency, throughput, size"),
+    ],
+)
+def test_a_value_outside_the_set_is_refused_with_the_set(text: str, problem: str) -> None:
+    ladder = f"quantize.ladder=[{{name: a, scheme: weight-only, graph: optimized, {text}}}]"
+    with pytest.raises(RecipeError) as caught:
+        load_recipe("encoder", overrides=[ladder])
+    assert str(caught.value) == f"--set: quantize.ladder.0.{problem}"
 
 
 def test_an_unknown_engine_of_the_recipe_is_refused_with_the_closest() -> None:
