@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
+from zipfile import BadZipFile
 
 import numpy as np
 
+from hfaccel.errors import IntegrityError
 from hfaccel.rewrites.graphs import save_graph
 from hfaccel.runtime.session import GraphSession
 
@@ -17,6 +20,8 @@ if TYPE_CHECKING:
 
 BINS = 2048
 PERCENTILE = 99.995
+STATISTICS_FOLDER = "statistics"
+"""Folder, in the artifact of the stage that gathered them, of the statistics of a float graph: one file a graph."""
 Feeds = Mapping[str, np.ndarray]
 
 
@@ -100,6 +105,46 @@ def observe(
                 statistics[name] = ActivationStatistics.empty(tokens.shape[-1])
             statistics[name].update(tokens, histogram=histograms)
     return statistics
+
+
+def save_statistics(statistics: Mapping[str, ActivationStatistics], path: Path) -> None:
+    """Write statistics by activation name as an npz file, bit for bit; its folder is made where it is missing."""
+    items = list(statistics.values())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as stream:
+        np.savez_compressed(
+            stream,
+            names=np.array(list(statistics), dtype=np.str_),
+            channels=np.array([len(item.channel_minimum) for item in items], dtype=np.int64),
+            minimum=np.concatenate([np.zeros(0, dtype=np.float32), *(item.channel_minimum for item in items)]),
+            maximum=np.concatenate([np.zeros(0, dtype=np.float32), *(item.channel_maximum for item in items)]),
+            histograms=np.array([item.histogram for item in items], dtype=np.int64).reshape(-1, BINS),
+            limits=np.array([item.histogram_limit for item in items], dtype=np.float64),
+        )
+
+
+def load_statistics(path: Path) -> dict[str, ActivationStatistics]:
+    """The inverse of :func:`save_statistics`.
+
+    Raises:
+        IntegrityError: the file is not one that it wrote.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            ends = np.cumsum(arrays["channels"])[:-1]
+            minima, maxima = np.split(arrays["minimum"], ends), np.split(arrays["maximum"], ends)
+            # np.split makes one empty part of nothing: not strict.
+            parts = zip(arrays["names"], minima, maxima, arrays["histograms"], arrays["limits"], strict=False)
+            return {
+                str(name): ActivationStatistics(minimum, maximum, histogram, float(limit))
+                for name, minimum, maximum, histogram, limit in parts
+            }
+    except (OSError, EOFError, ValueError, KeyError, BadZipFile, zlib.error) as error:
+        raise IntegrityError(
+            f"these are no activation statistics: {error}",
+            where=str(path),
+            hint="clear the cache with: hfaccel cache clear; they are gathered anew then",
+        ) from error
 
 
 def _with_outputs(model: onnx_ir.Model, names: Sequence[str], workdir: Path) -> Path:

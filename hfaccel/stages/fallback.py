@@ -1,7 +1,7 @@
 """When rungs of the ladder miss the accuracy gate: find the few MatMuls that must stay in float, and build that graph.
 
-Trials run on one graph with switches; only what the search found is built and examined for real. Each trial goes into a journal,
-so that a search that was killed goes on where it stopped.
+The ranking and the trials run on one graph with switches; only what the search found is built and examined for real. Each
+finding goes into a journal, so that a search that was killed goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,17 +23,25 @@ from hfaccel.quant.build import (
     quantize_graph,
     switched_graph,
 )
+from hfaccel.quant.calibration import STATISTICS_FOLDER, load_statistics
 from hfaccel.quant.fallback import find_float_set
-from hfaccel.quant.sensitivity import rank_by_sensitivity
-from hfaccel.rewrites.graphs import GRAPH_NAME, graph_bytes
+from hfaccel.quant.layers import matmul_places
+from hfaccel.quant.sensitivity import RANK_EACH_UP_TO, blocks_of, divergence, rank_by_sensitivity, squared_error
+from hfaccel.rewrites.graphs import GRAPH_NAME, graph_bytes, load_graph
 from hfaccel.runtime.engines import open_graph
 from hfaccel.stages.calibrate import calibration_batches, data_batches
 from hfaccel.stages.candidates import FLOAT_PARENT, Candidate
+from hfaccel.stages.export import PARAMETERS_FILE
+from hfaccel.stages.journal import Journal
 from hfaccel.stages.parents import FALLBACK_SUFFIX, float_graphs
 from hfaccel.stages.race import Entrant, race, with_timings
 
 if TYPE_CHECKING:
     from hfaccel.artifact.artifact import Artifact
+    from hfaccel.artifact.contract import Contract
+    from hfaccel.quant.build import PreparedGraph
+    from hfaccel.quant.calibration import ActivationStatistics, Feeds
+    from hfaccel.quant.sensitivity import Distance
     from hfaccel.recipe.schema import GraphScope, Rung
     from hfaccel.stages.base import StageContext
     from hfaccel.stages.examine import Examiner
@@ -47,6 +55,8 @@ ACCURACY_REASONS = (
 )
 CONFIRMATIONS = 3
 """How many more MatMuls go to float, one by one, where the kernels round a little worse than the switches said."""
+RANKING_BATCHES = 2
+"""Calibration batches, mostly of different lengths, whose first texts the ranking is measured on."""
 WORTH_IT = 1.05
 """A rung is searched only if it was this much faster, all in 8 bit, than the best candidate that holds the gate."""
 
@@ -69,14 +79,18 @@ def search_fallbacks(judged: Sequence[Candidate], parent: Artifact, examiner: Ex
     best, deadline = max(holding, default=0.0), time.monotonic() + settings.search_seconds
     rungs = {rung.name: rung for rung in settings.ladder if rung.scheme != "none"}
     missed = [item for item in judged if item.reason in ACCURACY_REASONS and item.name in rungs]
-    calibrations: dict[GraphScope, CalibrationData] = {}
+    batches = calibration_batches(ctx)
+    statistics: dict[GraphScope, Mapping[str, ActivationStatistics]] = {}
     for item in sorted(missed, key=lambda candidate: -candidate.speedup):
         rung = rungs[item.name]
         if time.monotonic() > deadline or (ctx.on_target and item.speedup < best * WORTH_IT):
             break
-        if rung.graph not in calibrations:
-            calibrations[rung.graph] = _calibration(rung, examiner, ctx)
-        made = _search(item, rung, calibrations[rung.graph], parent, examiner, deadline, ctx)
+        if batches and rung.needs_calibration and rung.graph not in statistics:
+            statistics[rung.graph] = _statistics(rung.graph, batches, parent, ctx)
+        # Without calibration texts, those of the data serve for the ranking (their labels are not looked at).
+        texts = batches or data_batches(examiner.dataset, ctx)
+        calibration = CalibrationData(texts, statistics.get(rung.graph, {}))
+        made = _search(item, rung, calibration, parent, examiner, deadline, ctx)
         yield made
         best = max(best, made.speedup if made.reason is None else 0.0)
 
@@ -95,17 +109,26 @@ def _search(
     candidate = replace(missed, name=name, graph="", timings=(), speedup=1.0, verdict=None, reason=None, detail="")
     prepared = prepare_graph(rung, float_graphs(ctx)[rung.graph].graph_path, calibration, scratch=scratch)
     switched = switched_graph(rung, prepared, weight_bits=weight_bits, workdir=scratch)
-    ctx.progress.step(f"ranking the {len(prepared.matmuls)} MatMuls of {missed.name} by sensitivity")
-    errors = dict(rank_by_sensitivity(switched, first_texts(calibration.batches)))
-    journal = Journal(ctx.journal, rung.quantization().model_dump_json())  # rungs that quantize alike share their trials
+    journal = Journal(ctx.journal, rung.quantization().model_dump_json())  # rungs that quantize alike share their findings
+    blocks = _blocks(rung, prepared, ctx)
+    by_block = f", in {len(blocks)} blocks first" if len(blocks) < len(prepared.matmuls) else ""
+    ctx.progress.step(f"ranking the {len(prepared.matmuls)} MatMuls of {missed.name} by sensitivity{by_block}")
+    ranking = rank_by_sensitivity(
+        switched,
+        [few for feeds in calibration.batches[:RANKING_BATCHES] for few in first_texts([feeds])],
+        blocks=blocks,
+        distance=_distance(ctx.artifacts["export"].contract),
+        ledger=journal,
+    )
+    errors = dict(ranking)
 
     def holds(kept_float: frozenset[str]) -> bool:
-        known = journal.known(kept_float)
+        known = journal.known_trial(kept_float)
         if known is None:
             switched.switch_on([matmul for matmul in prepared.matmuls if matmul not in kept_float])
             finding = examiner.examine(switched)
             known = finding.reason is None
-            journal.add(kept_float, known)
+            journal.add_trial(kept_float, known)
             outcome = "holds" if known else finding.detail
             ctx.progress.step(f"{missed.name} with {len(kept_float)} MatMuls in float: {outcome}")
         return known
@@ -113,7 +136,7 @@ def _search(
     found = find_float_set(list(errors), holds, lambda: time.monotonic() > deadline)
     if found is None:
         shutil.rmtree(scratch, ignore_errors=True)
-        return replace(candidate, reason="no-float-set-found", detail=f"no set held the gate in {len(journal)} trials")
+        return replace(candidate, reason="no-float-set-found", detail=f"no set held the gate in {journal.trials} trials")
     kept = list(found.kept_float)
     spare = [matmul for matmul in errors if matmul not in kept]
     for _ in range(CONFIRMATIONS + 1):
@@ -148,48 +171,29 @@ def _timed(candidate: Candidate, parent: Artifact, folder: Path, ctx: StageConte
     return with_timings(candidate, race({FLOAT_PARENT: floating}, {candidate.name: entrant}, ctx).timings[candidate.name])
 
 
-def _calibration(rung: Rung, examiner: Examiner, ctx: StageContext) -> CalibrationData:
-    """Of the calibration texts; without any, texts of the data serve for the ranking (their labels are not looked at)."""
-    batches = calibration_batches(ctx)
-    if not batches:
-        return CalibrationData(data_batches(examiner.dataset, ctx), {})
-    statistics = gather_statistics(float_graphs(ctx)[rung.graph].graph_path, batches, ctx.workdir / "scratch")
-    return CalibrationData(batches, statistics)
+def _statistics(
+    scope: GraphScope, batches: Sequence[Feeds], parent: Artifact, ctx: StageContext
+) -> Mapping[str, ActivationStatistics]:
+    """Of the activations of a float graph; those that the quantize stage has gathered, where it left them in its artifact."""
+    gathered = parent.folder / STATISTICS_FOLDER / f"{scope}.npz"
+    if gathered.is_file():
+        return load_statistics(gathered)
+    return gather_statistics(float_graphs(ctx)[scope].graph_path, batches, ctx.workdir / "scratch")
 
 
-class Journal:
-    """Trials of a rung, one JSON line each, kept until the stage has finished.
+def _blocks(rung: Rung, prepared: PreparedGraph, ctx: StageContext) -> list[tuple[str, ...]]:
+    """What the ranking measures as a whole first: the layers, where the graph is large."""
+    layers: dict[str, int | None] = {}
+    if len(prepared.matmuls) > RANK_EACH_UP_TO:
+        digests = json.loads((ctx.artifacts["export"].folder / PARAMETERS_FILE).read_text(encoding="utf-8"))
+        floating = load_graph(float_graphs(ctx)[rung.graph].graph_path)  # digests know the weights from before the rewrites
+        layers = {place.name: place.layer for place in matmul_places(floating, digests)}
+    return blocks_of(prepared.matmuls, layers)
 
-    Args:
-        path: the file; it may exist already, from a run that was killed. None keeps nothing.
-        rung: whose trials these are; the quantization part of a rung, so that engines share them.
-    """
 
-    def __init__(self, path: Path | None, rung: str) -> None:
-        self._path = path
-        self._rung = rung
-        self._known: dict[frozenset[str], bool] = {}
-        lines = path.read_text(encoding="utf-8").splitlines() if path is not None and path.is_file() else []
-        for line in lines:
-            try:
-                entry = json.loads(line)
-                if entry["rung"] == rung:
-                    self._known[frozenset(entry["float"])] = bool(entry["holds"])
-            except (ValueError, KeyError, TypeError):
-                continue  # the last line of a killed run may be cut
-
-    def __len__(self) -> int:
-        return len(self._known)
-
-    def known(self, kept_float: frozenset[str]) -> bool | None:
-        """The outcome of a trial made before, or None."""
-        return self._known.get(kept_float)
-
-    def add(self, kept_float: frozenset[str], holds: bool) -> None:
-        """Write down a trial at once."""
-        self._known[kept_float] = holds
-        if self._path is None:
-            return
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._path.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps({"rung": self._rung, "float": sorted(kept_float), "holds": holds}) + "\n")
+def _distance(contract: Contract) -> Distance:
+    """How far answers have moved: as probabilities where they are logits of one label out of several."""
+    chosen_label = contract.task in ("token-classification", "fill-mask") or (
+        contract.task == "text-classification" and contract.problem_type == "single_label_classification"
+    )
+    return divergence if chosen_label else squared_error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,23 +12,27 @@ import torch
 
 import hfaccel
 import hfaccel.pipeline
-from hfaccel.stages.fallback import Journal
+from hfaccel.api import SilentProgress
+from hfaccel.quant.switches import SwitchedGraph
+from hfaccel.stages.journal import Journal
 
 OFF_TARGET = "cpu-arm-dotprod"
 """Another target than any host of these tests: nothing is timed, so no candidate is dropped for its speed."""
-FRAGILE_LAYERS = (1, 3)
+LAYERS = 9
+"""Of six MatMuls each: enough to be ranked by layer first."""
+FRAGILE_LAYERS = (1, 6)
 NOT_FUSED = ("quantize.ladder=[{name: dynamic-per-channel, scheme: dynamic, graph: optimized}]", "fuse.enabled=false")
 
 
 def planted_bert(folder: Path) -> None:
-    """BERT of four layers; in two of them a feed-forward neuron is 500 times as loud and its reader as deaf: the same function."""
+    """BERT of nine layers; in two of them a feed-forward neuron is 500 times as loud and its reader as deaf: the same function."""
     from transformers import BertConfig, BertModel
 
     torch.manual_seed(0)
     config = BertConfig(
         vocab_size=100,
         hidden_size=64,
-        num_hidden_layers=4,
+        num_hidden_layers=LAYERS,
         num_attention_heads=4,
         intermediate_size=128,
         max_position_embeddings=64,
@@ -76,7 +80,7 @@ def test_exactly_the_two_fragile_ones_return_to_float(searched: hfaccel.pipeline
     assert chosen["verdict"]["cosine_lower_bound"] > 0.995
     kept = {name for name, _ in chosen["kept_float"]}
     assert kept == readers_of_fragile_neurons(searched.folder)
-    assert chosen["quantized"] == 4 * 6 - 2
+    assert chosen["quantized"] == LAYERS * 6 - 2
     in_float = {(item["layer"], item["role"]) for item in chosen["matmuls"] if item["precision"] == "fp32"}
     assert in_float == {(layer, "down") for layer in FRAGILE_LAYERS}
     roles = {item["role"] for item in chosen["matmuls"]}
@@ -119,14 +123,107 @@ def test_a_recipe_for_another_model_is_refused_by_name(
     assert "the recipe was made for another model" in dropped["detail"]
 
 
-def test_a_killed_search_goes_on_from_its_journal(tmp_path: Path) -> None:
+class Recorder(SilentProgress):
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps: list[str] = []
+
+    def step(self, text: str) -> None:
+        self.steps.append(text)
+
+
+class Runs:
+    """What the switched graph was run on, and with which MatMuls quantized; it can be made to break down after so many runs."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.seen: list[tuple[bytes, frozenset[str]]] = []
+        self.lifetime = 100_000
+        switched: frozenset[str] = frozenset()
+        switch_on, run = SwitchedGraph.switch_on, SwitchedGraph.run
+
+        def noted_switch_on(graph: SwitchedGraph, names: Sequence[str]) -> None:
+            nonlocal switched
+            switched = frozenset(names)
+            switch_on(graph, names)
+
+        def noted_run(graph: SwitchedGraph, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+            if len(self.seen) == self.lifetime:
+                raise InterruptedError("killed")
+            self.seen.append((feeds["input_ids"].tobytes(), switched))
+            return run(graph, feeds)
+
+        monkeypatch.setattr(SwitchedGraph, "switch_on", noted_switch_on)
+        monkeypatch.setattr(SwitchedGraph, "run", noted_run)
+
+
+def test_a_compile_killed_while_it_ranks_goes_on_where_it_stopped(
+    searched: hfaccel.pipeline.CompileResult, planted: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs, progress = Runs(monkeypatch), Recorder()
+
+    def again() -> hfaccel.pipeline.CompileResult:
+        return hfaccel.compile(
+            planted,
+            output=tmp_path / "out",
+            task="feature-extraction",
+            data=texts,
+            target=OFF_TARGET,
+            overrides=(*NOT_FUSED, "accuracy.resamples=500"),  # another result of the stage than that in the cache
+            progress=progress,
+        )
+
+    runs.lifetime = 17  # of the 20 runs on two batches by layer
+    with pytest.raises(InterruptedError):
+        again()
+    before, runs.seen, runs.lifetime = runs.seen, [], 100_000
+    result = again()
+    done = {run for run in before if run[1]}
+    assert len(done) == 15
+    assert not done & set(runs.seen)
+    assert f"ranking the {LAYERS * 6} MatMuls of dynamic-per-channel by sensitivity, in {LAYERS} blocks first" in progress.steps
+    alone = {next(iter(names)) for _, names in runs.seen if len(names) == 1}
+    assert len(alone) == 6 * len(FRAGILE_LAYERS)
+    assert (result.folder / "model.onnx").read_bytes() == (searched.folder / "model.onnx").read_bytes()
+
+
+def test_a_journal_knows_again_what_was_written(tmp_path: Path) -> None:
     path = tmp_path / "journals" / "key.jsonl"
     journal = Journal(path, "static")
-    journal.add(frozenset({"b", "a"}), True)
-    journal.add(frozenset(), False)
-    Journal(path, "smooth").add(frozenset(), True)
-    with path.open("a", encoding="utf-8") as stream:
-        stream.write('{"rung": "static", "fl')  # cut by the kill
+    journal.add_trial(frozenset({"b", "a"}), True)
+    journal.add_trial(frozenset(), False)
+    journal.add_error(1, ("b", "a"), (0.1, 1 / 3))
+    Journal(path, "smooth").add_trial(frozenset(), True)
     again = Journal(path, "static")
-    assert (again.known(frozenset({"a", "b"})), again.known(frozenset()), again.known(frozenset("c"))) == (True, False, None)
-    assert json.loads(path.read_text(encoding="utf-8").splitlines()[0])["float"] == ["a", "b"]
+    assert (again.known_trial(frozenset({"a", "b"})), again.known_trial(frozenset()), again.known_trial(frozenset("c"))) == (
+        True,
+        False,
+        None,
+    )
+    assert again.trials == 2
+    assert again.known_error(1, ["a", "b"]) == (0.1, 1 / 3)  # to the last bit
+    assert again.known_error(0, ["a", "b"]) is None
+    assert json.loads(path.read_text(encoding="utf-8").splitlines()[0]) == {
+        "rung": "static",
+        "kind": "trial",
+        "float": ["a", "b"],
+        "holds": True,
+    }
+
+
+def test_a_line_that_a_kill_cut_costs_no_other_finding(tmp_path: Path) -> None:
+    path = tmp_path / "key.jsonl"
+    Journal(path, "static").add_error(0, ("a",), (1.0, 2.0))
+    with path.open("a", encoding="utf-8") as stream:
+        stream.write('{"rung": "static", "ki')
+    second = Journal(path, "static")
+    second.add_trial(frozenset(), False)
+    second.add_trial(frozenset("a"), True)
+    third = Journal(path, "static")
+    assert third.known_error(0, ("a",)) == (1.0, 2.0)
+    assert (third.known_trial(frozenset()), third.known_trial(frozenset("a"))) == (False, True)
+
+
+def test_without_a_file_a_journal_remembers_for_itself() -> None:
+    journal = Journal(None, "static")
+    journal.add_error(0, ("a",), (1.0, 2.0))
+    assert journal.known_error(0, ("a",)) == (1.0, 2.0)
