@@ -24,6 +24,8 @@ COLUMNS = ("workload", "what", "engine", "p50 ms", "p95 ms", "p99 ms", "examples
 
 # Worker threads must stop spinning before the next one's turn; those of onnxruntime were seen to spin for 40 ms after a run.
 PAUSE_S = 0.06
+SETTLE_S = 0.01
+"""Contenders with shorter runs than this warm up that long in each turn, see :mod:`hfaccel.measure.timing`."""
 PATIENCE = 4.0
 """A point may take this many times its seconds while a timing is not stable: a busy spell of the machine passes."""
 
@@ -160,7 +162,9 @@ def run_bench(
             on_step(f"timing {point}, {mode}: {', '.join(contender.name for contender in contenders)}")
             prepare = {item.name: partial(item.prepare, mode, point) for item in contenders}
             runners = drop_failing(prepare, on_failure)
-            timings = interleaved(runners, seconds=seconds, pause_s=pause_s, patience=PATIENCE, clock=clock, sleep=sleep)
+            timings = interleaved(
+                runners, seconds=seconds, pause_s=pause_s, settle_s=SETTLE_S, patience=PATIENCE, clock=clock, sleep=sleep
+            )
             own = timings[artifact.name]
             for item in contenders:
                 if item.name in timings:

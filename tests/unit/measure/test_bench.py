@@ -69,7 +69,7 @@ def test_what_is_not_stable_gets_no_number():
 
 def test_it_waits_for_calm_and_reports_what_came_after():
     world = World()
-    artifact, late = world.contender("artifact", 5, 5), world.contender("torch fp32", 10, 10, slower_after_runs=100)
+    artifact, late = world.contender("artifact", 5, 5), world.contender("torch fp32", 10, 10, slower_after_runs=60)
     rows = world.bench(artifact, late, modes=("graph only",))
     assert rows[1].cells()[3:4] + rows[1].cells()[-3:-1] == ("30.00", "6.00x", "6.00x")
 

@@ -85,6 +85,23 @@ def test_the_pause_lies_between_the_runners_and_in_no_sample():
     assert timings["A"].samples_ms == pytest.approx((10, 10, 10))
 
 
+def test_a_short_run_warms_up_in_each_turn_and_a_long_one_does_not():
+    clock = FakeClock()
+    runners = {"short": clock.runner("short", 4), "long": clock.runner("long", 50)}
+    timings = interleaved(runners, seconds=0, min_rounds=3, max_rounds=3, warmup_rounds=1, settle_s=0.01, clock=clock)
+    assert (clock.calls.count("short"), clock.calls.count("long")) == (1 + 3 * (3 + 1), 1 + 3)
+    assert {len(timing.samples_ms) for timing in timings.values()} == {3}
+
+
+def test_what_warms_up_is_not_in_the_samples():
+    clock = FakeClock()
+    cold_at_first = clock.runner("one", 5, *[9, 5, 5, 5, 5] * 4)  # the warm-up round, then turns whose first run is cold
+    timings = interleaved(
+        {"one": cold_at_first}, seconds=0, min_rounds=4, max_rounds=4, warmup_rounds=1, settle_s=0.018, clock=clock
+    )
+    assert timings["one"].samples_ms == pytest.approx((5, 5, 5, 5))
+
+
 def test_nothing_to_time_and_senseless_rounds_are_refused():
     with pytest.raises(ValueError, match="nothing to time"):
         interleaved({}, seconds=1)
