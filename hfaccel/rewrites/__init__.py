@@ -6,9 +6,12 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from hfaccel.rewrites.common_subexpressions import eliminate_common_subexpressions
+from hfaccel.rewrites.drop_empty_row_guard import drop_empty_row_guard
 from hfaccel.rewrites.drop_unused import drop_unused
+from hfaccel.rewrites.fold_attention_scale import fold_attention_scale
 from hfaccel.rewrites.fold_constants import fold_constants
 from hfaccel.rewrites.last_layer_pooled_token import run_last_layer_for_pooled_token
+from hfaccel.rewrites.merge_transposes import merge_transposes
 from hfaccel.rewrites.name_symbols import name_symbols
 
 if TYPE_CHECKING:
@@ -24,4 +27,9 @@ CLEANUPS: Mapping[CleanupName, Rewrite] = {
     "common_subexpressions": eliminate_common_subexpressions,
     "drop_unused": drop_unused,
 }
-REWRITES: Mapping[RewriteName, Rewrite] = {"last_layer_pooled_token": run_last_layer_for_pooled_token}
+REWRITES: Mapping[RewriteName, Rewrite] = {
+    "last_layer_pooled_token": run_last_layer_for_pooled_token,
+    "drop_empty_row_guard": drop_empty_row_guard,
+    "merge_transposes": merge_transposes,
+    "fold_attention_scale": fold_attention_scale,
+}

@@ -1,4 +1,4 @@
-"""Stage 2: clean-up rewrites to a fixed point, then the recipe's exact rewrites, then clean-up again."""
+"""Stage 2: clean-up rewrites to a fixed point, then the recipe's exact rewrites, each followed by clean-up."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from hfaccel.recipe.schema import OptimizeSection, Recipe
 
 NAME: StageName = "optimize"
-REVISION = 1
+REVISION = 2
 LIBRARIES = ("onnx", "onnx-ir", "onnxscript")
 
 
@@ -38,9 +38,9 @@ def run(artifact: Artifact | None, ctx: StageContext) -> StageResult:
     changes = _clean_up(model, ctx.recipe.optimize)
     for rewrite in ctx.recipe.optimize.rewrites:
         changes[rewrite] = REWRITES[rewrite](model)
-    if any(changes[name] for name in ctx.recipe.optimize.rewrites):
-        for name, count in _clean_up(model, ctx.recipe.optimize).items():
-            changes[name] = changes.get(name, 0) + count
+        if changes[rewrite]:  # the next one must not take for a reader what is dead
+            for name, count in _clean_up(model, ctx.recipe.optimize).items():
+                changes[name] += count
     save_graph(model, ctx.workdir)
     made = Artifact(ctx.workdir, GRAPH_NAME, artifact.precision, artifact.contract, record_files(ctx.workdir))
     metrics = {

@@ -1,0 +1,79 @@
+"""Multiply the weights of query and key by the scale of the attention, instead of their results at every call.
+
+Exporters write ``softmax((q * s) (k * s)^T)`` with two operators over [batch, heads, sequence, head size]. Both products are linear, so
+the factors belong into weights and biases. Exact but for the rounding of the weights (1 in 10 million).
+
+    MatMul(x, W) -> Add(b) -> Reshape -> Transpose -> Mul(s)
+    MatMul(x, W * s) -> Add(b * s) -> Reshape -> Transpose
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import onnx_ir
+
+_LAYOUT = frozenset({"Reshape", "Transpose", "Identity", "Squeeze", "Unsqueeze"})
+
+
+def fold_attention_scale(model: onnx_ir.Model) -> int:
+    """Fold every multiplication of a projection's result by one number into its weight and bias; returns their number."""
+    return sum(_fold(model, node) for node in list(model.graph) if node.op_type == "Mul" and node.domain in ("", "ai.onnx"))
+
+
+def _fold(model: onnx_ir.Model, scaling: onnx_ir.Node) -> int:
+    from onnx_ir.convenience import replace_all_uses_with
+
+    scaled = next((value for value in scaling.inputs if value is not None and value.const_value is None), None)
+    factor = next((value.const_value for value in scaling.inputs if value is not None and value.const_value is not None), None)
+    if scaled is None or factor is None or factor.size != 1 or scaling.outputs[0].is_graph_output():
+        return 0
+    parts = _projection(scaled, scaling)
+    if parts is None or factor.dtype != parts[0].inputs[1].const_value.dtype:  # type: ignore[union-attr]  # _projection saw it
+        return 0
+    number = factor.numpy().reshape(())
+    for node in parts:
+        position = next(index for index, value in enumerate(node.inputs) if value is not None and value.const_value is not None)
+        constant = node.inputs[position]
+        assert constant is not None and constant.const_value is not None
+        array = np.asarray(constant.const_value.numpy() * number, dtype=constant.const_value.numpy().dtype)
+        node.replace_input_with(position, _constant(model, f"{node.name}_scaled_constant", array))
+    replace_all_uses_with(scaling.outputs[0], scaled)
+    model.graph.remove(scaling, safe=True)
+    return 1
+
+
+def _projection(value: onnx_ir.Value, reader: onnx_ir.Node) -> tuple[onnx_ir.Node, ...] | None:
+    """MatMul, and Add where there is one, that ``value`` is the rearranged result of, if nothing but ``reader`` reads it."""
+    found: list[onnx_ir.Node] = []
+    while True:
+        node = value.producer()
+        users = {user for user, position in value.uses() if user.op_type != "Shape"}
+        if node is None or users != {reader} or value.is_graph_output() or node.domain not in ("", "ai.onnx"):
+            return None
+        constants = [item for item in node.inputs if item is not None and item.const_value is not None]
+        if node.op_type == "MatMul":
+            right = node.inputs[1] in constants and len(constants) == 1
+            return (node, *found) if right else None
+        if node.op_type == "Add" and len(constants) == 1 and not found:
+            found.append(node)
+        elif node.op_type not in _LAYOUT:
+            return None
+        left = next((item for item in node.inputs if item is not None and item.const_value is None), None)
+        if left is None or (node.op_type in _LAYOUT and node.inputs[0] is not left):
+            return None
+        value, reader = left, node
+
+
+def _constant(model: onnx_ir.Model, name: str, array: np.ndarray) -> onnx_ir.Value:
+    import onnx_ir
+
+    tensor = onnx_ir.tensor(array, name=name)
+    value = onnx_ir.Value(
+        name=name, const_value=tensor, shape=onnx_ir.Shape(list(array.shape)), type=onnx_ir.TensorType(tensor.dtype)
+    )
+    model.graph.register_initializer(value)
+    return value
