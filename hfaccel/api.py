@@ -58,6 +58,8 @@ def compile(  # noqa: A001 - the design's public name
     precision: str | None = None,
     budget: float | None = None,
     engines: str | Sequence[str] | None = None,
+    max_p95_ms: float | None = None,
+    max_size_bytes: int | None = None,
     strict: bool = False,
     force: bool = False,
     use_cache: bool = True,
@@ -90,9 +92,11 @@ def compile(  # noqa: A001 - the design's public name
         max_loss: accuracy budget as a share, 0.01 is 1 %.
         objective: what ranks the candidates.
         workload: batch x length points, as a sequence or separated by commas.
-        precision: ``fp32``, ``bf16`` or ``int8`` as a demand; None leaves it to the recipe.
+        precision: ``fp32``, ``bf16``, ``int8`` or ``int4`` as a demand; None leaves it to the recipe.
         engines: which may compete: names as a sequence or separated by commas, or ``auto``; None leaves it to the recipe.
         budget: search thoroughly, at most so many seconds: rungs that missed the accuracy gate return MatMuls to float.
+        max_p95_ms: limit on the 95th percentile of a run's time, at every point of the workload.
+        max_size_bytes: limit on graph and weights.
         strict: a missed fusion contract fails instead of warning.
         force: replace an existing output.
         use_cache: reuse results of earlier runs (``--no-cache`` is False).
@@ -118,7 +122,14 @@ def compile(  # noqa: A001 - the design's public name
         target=target,
         recipe=_text(recipe),
         settings=recipe_settings(
-            max_loss=max_loss, objective=objective, workload=workload, precision=precision, budget=budget, engines=engines
+            max_loss=max_loss,
+            objective=objective,
+            workload=workload,
+            precision=precision,
+            budget=budget,
+            engines=engines,
+            max_p95_ms=max_p95_ms,
+            max_size_bytes=max_size_bytes,
         ),
         overrides=tuple(overrides),
         data=_text(data),

@@ -15,6 +15,7 @@ from hfaccel.measure.memory import available_memory_bytes
 from hfaccel.pipeline import stage_key, stages_of
 from hfaccel.stages.base import StageName
 from hfaccel.stages.quantize import refusal
+from hfaccel.stages.race import QUICK
 
 if TYPE_CHECKING:
     from hfaccel.artifact.artifact import Artifact
@@ -180,11 +181,11 @@ def _estimate(stage: StageName, plan: Plan, weight_bytes: int) -> StageCost:
     ladder = recipe.quantize.ladder if recipe.quantize.enabled else ()
     candidates = 1 + sum(
         (bool(plan.calibration) or not rung.needs_calibration)
-        and refusal(rung, recipe.quantize, plan.target, on_target=plan.on_target) is None
+        and refusal(rung, recipe, plan.target, on_target=plan.on_target) is None
         for rung in ladder
     )
     examples = len(plan.dataset.examples) if plan.dataset else SAMPLE_EXAMPLES
-    timed = candidates * len(recipe.measure.workload) * recipe.measure.seconds_per_point if plan.on_target else 0.0
+    timed = QUICK * candidates * len(recipe.measure.workload) * recipe.measure.seconds_per_point if plan.on_target else 0.0
     seconds = {
         "export": 5 + 110 * gigabytes,
         "optimize": 3 + 5 * gigabytes,

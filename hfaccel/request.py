@@ -95,6 +95,8 @@ def recipe_settings(
     precision: str | None,
     budget: float | None,
     engines: str | Sequence[str] | None,
+    max_p95_ms: float | None,
+    max_size_bytes: int | None,
 ) -> dict[str, Any]:
     """Dotted recipe paths that these options set; what is None is left to the recipe.
 
@@ -105,6 +107,8 @@ def recipe_settings(
         precision: a demand, or "auto".
         budget: seconds of a thorough search.
         engines: which may compete, as a sequence or separated by commas; or "auto".
+        max_p95_ms: limit on the 95th percentile of a run's time, at every point of the workload.
+        max_size_bytes: limit on graph and weights.
     """
     points = workload.split(",") if isinstance(workload, str) else workload
     names = engines.split(",") if isinstance(engines, str) else engines
@@ -116,6 +120,8 @@ def recipe_settings(
         "quantize.engines": None if names is None else _engine_names(names),
         "quantize.search_seconds": budget,
         "quantize.fallback": None if budget is None else "thorough",
+        "measure.max_p95_ms": max_p95_ms,
+        "measure.max_size_bytes": max_size_bytes,
     }
     return {path: value for path, value in values.items() if value is not None}
 
@@ -159,6 +165,7 @@ def prepare(request: CompileRequest) -> Plan:
     if resolved is not None and target is not None:
         recipe, adapted = adapt_recipe(resolved.recipe, target[0])
         notices += adapted
+        attempt(lambda: _check_limits(resolved.recipe, target))
     data = attempt(lambda: _load_data(request, source, recipe)) if source and recipe else None
     if source is not None:
         attempt(lambda: _check_resources(request, source))
@@ -199,6 +206,16 @@ def _check_output(request: CompileRequest) -> None:
 def _check_metric(name: str | None) -> None:
     if name is not None and name not in METRIC_NAMES:
         raise UsageError(f"unknown metric {name!r}", where="metric", hint=f"one of: {', '.join(METRIC_NAMES)}")
+
+
+def _check_limits(recipe: Recipe, target: tuple[TargetProfile, bool]) -> None:
+    profile, on_target = target
+    if recipe.measure.max_p95_ms is not None and not on_target:
+        raise SettingsError(
+            f"a limit on time (--p95) can be kept only where time is measured, and this host is not the target {profile.name}",
+            where="measure.max_p95_ms",
+            hint="compile on the target, or leave the limit out",
+        )
 
 
 def _is_writable(folder: Path) -> bool:

@@ -24,6 +24,8 @@ def compile_command(
     precision: options.PrecisionName = None,
     engine: options.Engines = None,
     budget: options.Budget = None,
+    p95: options.SlowestRun = None,
+    max_size: options.MaxSize = None,
     strict: options.Strict = False,
     force: options.Force = False,
     no_cache: options.NoCache = False,
@@ -39,6 +41,7 @@ def compile_command(
       hfaccel compile sentence-transformers/all-MiniLM-L6-v2 -o minilm
       hfaccel compile ./checkpoint -o out --data test.csv --max-loss 1%
       hfaccel compile ./checkpoint -o out --data test.csv --budget 10m
+      hfaccel compile ./checkpoint -o out --workload 1x128 --p95 20ms --max-size 50MB
       hfaccel compile ./checkpoint -o out --target cpu-avx2 --workload 1x16,8x128
     """
     printer = Output(as_json=json)
@@ -66,6 +69,8 @@ def compile_command(
         precision=precision,
         engine=engine,
         budget=budget,
+        p95=p95,
+        max_size=max_size,
         strict=strict,
         force=force,
         no_cache=no_cache,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -31,7 +32,7 @@ MaxLoss = Annotated[str | None, typer.Option(help="Accuracy budget, relative, e.
 Objective = Annotated[str | None, typer.Option(help="What 'best' means: latency, throughput or size.")]
 Workload = Annotated[str | None, typer.Option(help="Batch x length points, e.g. 1x16,1x128,8x128.")]
 PrecisionName = Annotated[
-    str | None, typer.Option("--precision", help="auto, fp32, bf16 or int8; anything but auto is a demand.")
+    str | None, typer.Option("--precision", help="auto, fp32, bf16, int8 or int4; anything but auto is a demand.")
 ]
 Engines = Annotated[
     str | None,
@@ -43,6 +44,11 @@ Budget = Annotated[
         help="Search thoroughly, at most this long, e.g. 10m: rungs that missed the accuracy gate return MatMuls to float."
     ),
 ]
+SlowestRun = Annotated[
+    str | None,
+    typer.Option("--p95", help="Limit on time: 95 of 100 runs at each point of the workload within this, e.g. 20ms."),
+]
+MaxSize = Annotated[str | None, typer.Option(help="Limit on graph and weights, e.g. 50MB.")]
 Strict = Annotated[bool, typer.Option("--strict", help="A missed fusion contract fails.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing output folder.")]
 NoCache = Annotated[bool, typer.Option("--no-cache", help="Do not reuse results of earlier runs.")]
@@ -70,6 +76,8 @@ def make_request(
     precision: str | None,
     engine: str | None,
     budget: str | None,
+    p95: str | None,
+    max_size: str | None,
     strict: bool,
     force: bool,
     no_cache: bool,
@@ -97,6 +105,8 @@ def make_request(
             precision=precision,
             budget=None if budget is None else parse_duration(budget, option="--budget"),
             engines=engine,
+            max_p95_ms=None if p95 is None else 1000 * parse_duration(p95, option="--p95"),
+            max_size_bytes=None if max_size is None else parse_size(max_size, option="--max-size"),
         ),
         overrides=tuple(overrides or ()),
         data=data,
@@ -127,20 +137,35 @@ def parse_share(text: str, *, option: str) -> float:
 
 
 def parse_duration(text: str, *, option: str) -> float:
-    """``90``, ``90s``, ``10m`` or ``1h`` in seconds.
+    """``20ms``, ``90``, ``90s``, ``10m`` or ``1h`` in seconds.
 
     Raises:
         UsageError: not such a text, or not above 0.
     """
-    units = {"s": 1.0, "m": 60.0, "h": 3600.0}
-    number, factor = (text[:-1], units[text[-1]]) if text[-1:] in units else (text, 1.0)
+    return _parse_amount(
+        text, {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}, option, what="a time", hint="write 20ms, 90s, 10m or 1h"
+    )
+
+
+def parse_size(text: str, *, option: str) -> int:
+    """``50MB``, ``1.5GB``, ``48MiB`` or a number of bytes, in bytes.
+
+    Raises:
+        UsageError: not such a text, or not above 0.
+    """
+    units = {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "kB": 1e3, "KB": 1e3, "MB": 1e6, "GB": 1e9, "B": 1.0}
+    return round(_parse_amount(text, units, option, what="a size", hint="write 50MB, 48MiB or 1.5GB"))
+
+
+def _parse_amount(text: str, units: Mapping[str, float], option: str, *, what: str, hint: str) -> float:
+    unit = next((name for name in units if text.endswith(name)), "")
     try:
-        seconds = float(number) * factor
+        amount = float(text.removesuffix(unit)) * units.get(unit, 1.0)
     except ValueError:
-        raise UsageError(f"{text!r} is not a time", where=option, hint="write 90s, 10m or 1h") from None
-    if not 0 < seconds < float("inf"):
-        raise UsageError(f"{text!r} is not above 0", where=option, hint="write 90s, 10m or 1h")
-    return seconds
+        raise UsageError(f"{text!r} is not {what}", where=option, hint=hint) from None
+    if not 0 < amount < math.inf:
+        raise UsageError(f"{text!r} is not above 0", where=option, hint=hint)
+    return amount
 
 
 def parse_columns(items: Sequence[str]) -> dict[str, str]:

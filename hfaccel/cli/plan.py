@@ -29,6 +29,8 @@ def plan(
     precision: options.PrecisionName = None,
     engine: options.Engines = None,
     budget: options.Budget = None,
+    p95: options.SlowestRun = None,
+    max_size: options.MaxSize = None,
     strict: options.Strict = False,
     force: options.Force = False,
     no_cache: options.NoCache = False,
@@ -64,6 +66,8 @@ def plan(
         precision=precision,
         engine=engine,
         budget=budget,
+        p95=p95,
+        max_size=max_size,
         strict=strict,
         force=force,
         no_cache=no_cache,
@@ -93,7 +97,7 @@ def _summary(made: Forecast) -> dict[str, Any]:
     plan = made.plan
     quantize = plan.recipe.quantize
     ladder = quantize.ladder if quantize.enabled else ()
-    refusals = {rung.name: refusal(rung, quantize, plan.target, on_target=plan.on_target) for rung in ladder}
+    refusals = {rung.name: refusal(rung, plan.recipe, plan.target, on_target=plan.on_target) for rung in ladder}
     return {
         "model": plan.source.id,
         "model_type": plan.source.model_type,

@@ -13,7 +13,7 @@ from hfaccel.artifact.contract import Engine, GraphOptimization, InferencePrecis
 
 ExporterName = Literal["transformers", "torch"]
 CleanupName = Literal["fold_constants", "common_subexpressions", "drop_unused", "name_symbols"]
-RewriteName = Literal["last_layer_pooled_token"]
+RewriteName = Literal["last_layer_pooled_token", "drop_empty_row_guard", "merge_transposes", "fold_attention_scale"]
 GraphScope = Literal["optimized", "fused"]
 Objective = Literal["latency", "throughput", "size"]
 Scheme = Literal["dynamic", "static", "weight-only", "none"]
@@ -192,8 +192,8 @@ class QuantizeSection(Section):
     )
     ladder: tuple[Rung, ...]
     fallback: Literal["off", "needed", "thorough"] = Field(
-        description="search MatMuls to return to float: for rungs that missed the accuracy gate when none holds it (needed), "
-        "or whenever such a rung is faster than the best that holds it (thorough)"
+        description="search MatMuls to return to float, for rungs that missed the accuracy gate: when no quantized candidate holds it "
+        "or such a rung is at least a fifth faster (needed), or whenever it is faster than the best that holds it (thorough)"
     )
     search_seconds: float = Field(gt=0, description="when the search ends with the best found so far")
 
@@ -223,10 +223,16 @@ class AccuracySection(Section):
 
 
 class MeasureSection(Section):
-    """How candidates are timed: the grid (batch x sequence) with equal weights, and the objective that ranks them."""
+    """How candidates are timed: the grid (batch x sequence) with equal weights, the objective that ranks them, and limits.
+
+    ``max_p95_ms`` bounds the 95th percentile of the time of a run, at every point of the workload; ``max_size_bytes`` the graph
+    with its weights. What exceeds a limit cannot ship, the float graph included.
+    """
 
     workload: tuple[str, ...] = Field(min_length=1)
     objective: Objective
+    max_p95_ms: float | None = Field(gt=0)
+    max_size_bytes: int | None = Field(gt=0)
     seconds_per_point: float = Field(gt=0)
 
 

@@ -14,7 +14,14 @@ Timing = Mapping[str, Any]
 State = Literal["shipped", "held", "refused", "not-built"]
 
 FLOAT = "float"
-_NEVER_BUILT = ("needs-calibration-data", "build-failed", "engine-not-installed", "engine-not-wanted", "not-supported-by-target")
+_NEVER_BUILT = (
+    "needs-calibration-data",
+    "build-failed",
+    "engine-not-installed",
+    "engine-not-wanted",
+    "not-supported-by-target",
+    "not-for-objective",
+)
 
 
 def chosen(manifest: Manifest) -> Candidate:
@@ -68,6 +75,16 @@ def speedup(candidate: Candidate) -> float | None:
     if is_float(candidate):
         return 1.0
     return float(candidate["speedup"]) if candidate["timings"] else None
+
+
+def is_quick(candidate: Candidate) -> bool:
+    """Whether its timings are of a quick race only: it was out before the final one."""
+    return bool(candidate["timings"]) and not is_float(candidate) and not candidate.get("finalist", True)
+
+
+def in_pareto_set(candidate: Candidate) -> bool:
+    """Whether no other candidate that holds all gates is as good in every respect and better in one."""
+    return bool(candidate.get("pareto"))
 
 
 def worst_loss(verdict: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
@@ -189,7 +206,7 @@ def waterfall(manifest: Manifest) -> Iterator[Step]:
     if not is_float(winner):
         times = {timing["point"]: timing["candidate_ms"] for timing in winner["timings"]}
         what = (
-            f"{winner['name']}: {winner['quantized']} MatMuls in int8"
+            f"{winner['name']}: {winner['quantized']} MatMuls in {winner['precision']}"
             if winner["quantized"]
             else f"{winner['name']}: {winner['precision']}"
         )

@@ -6,13 +6,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hfaccel.report.evidence import data_words
-from hfaccel.report.facts import Manifest, chosen, points, waterfall
+from hfaccel.report.facts import Manifest, chosen, in_pareto_set, is_float, is_quick, points, waterfall
 from hfaccel.report.headline import cautions, headline
 from hfaccel.report.wording import NOT_MEASURED, megabytes, milliseconds, percent
 
 
 def candidate_rows(manifest: Manifest) -> tuple[list[str], list[list[str]]]:
-    """The table of what was tried: header and rows, best first, as the terminal and the report show it."""
+    """The table of what was tried: header and rows, best first, as the terminal and the report show it.
+
+    ``quick`` marks speed-ups of candidates that were out before the final race, ``pareto`` those that no other one beats in speed,
+    size and accuracy.
+    """
     points: list[Mapping[str, Any]] = next((timings for item in manifest["candidates"] if (timings := item["timings"])), [])
     header = [
         "candidate",
@@ -26,18 +30,19 @@ def candidate_rows(manifest: Manifest) -> tuple[list[str], list[list[str]]]:
     rows = []
     for item in manifest["candidates"]:
         times = [f"{timing['candidate_ms']:.2f}{'' if timing['stable'] else ' (not stable)'}" for timing in item["timings"]]
-        if not times and item["name"] == "float":
+        if not times and is_float(item):
             times = [f"{timing['parent_ms']:.2f}" for timing in points]
         outcome = "chosen" if item["detail"] == "chosen" else item["reason"] or ""
+        speed = f"{item['speedup']:.2f}x{' (quick)' if is_quick(item) else ''}" if item["timings"] or is_float(item) else ""
         rows.append(
             [
                 item["name"],
                 f"{item['size_bytes'] / 1e6:.0f}" if item["size_bytes"] else "",
                 *(times or [""] * len(points)),
-                f"{item['speedup']:.2f}x" if item["timings"] or item["name"] == "float" else "",
+                speed,
                 _loss(item["verdict"]),
                 _number(item["verdict"], "cosine_mean"),
-                outcome,
+                f"{outcome}, pareto" if in_pareto_set(item) else outcome,
             ]
         )
     return header, rows
@@ -63,6 +68,11 @@ def report_text(manifest: Manifest) -> str:
         lines += [f"**{caution}**" if caution.startswith(("Speed", "No data")) else caution, ""]
     lines += [headline(manifest), "", "The same with pictures: `report.html`.", "", "## What was tried", ""]
     lines += markdown_table(*candidate_rows(manifest))
+    if any(map(is_quick, manifest["candidates"])):
+        lines += [
+            "",
+            "quick: timed shortly, and out before the final race. pareto: no other that holds all gates is as good in all.",
+        ]
     dropped = [f"- {item['name']}: {item['reason']}. {item['detail']}" for item in manifest["candidates"] if item["reason"]]
     if dropped:
         lines += ["", "Dropped, and why:", "", *dropped]

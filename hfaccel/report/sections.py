@@ -12,7 +12,9 @@ from hfaccel.report.facts import (
     Step,
     chosen,
     headline_timing,
+    in_pareto_set,
     is_float,
+    is_quick,
     measures,
     outcome,
     points,
@@ -121,7 +123,10 @@ def candidates(manifest: Manifest) -> Markup:
     header = ["candidate", "speed-up", "outcome, and why", *(f"{point}, ms" for point in at), "MB", "loss (95 % bound)"]
     header.append("cosine (95 % bound)")
     kinds = ["shipped" if state(item) == "shipped" else None for item in built]
-    caption = "The one that ships first. Speed-up: geometric mean over the workload; ~ marks timings that were not stable."
+    caption = (
+        "The one that ships first. Speed-up: geometric mean over the workload, of one race for all that hold the accuracy gate; quick: of a "
+        "short race before. ~ marks timings that were not stable. Pareto: no other that holds all gates is as good in speed, size and accuracy."
+    )
     whole = table(header, [_candidate_row(item, at) for item in built], caption=caption, row_classes=kinds)
     never = [[item["name"], outcome(item), _why(item)] for item in manifest["candidates"] if item not in built]
     if not never:
@@ -153,12 +158,14 @@ def _candidate_row(item: Candidate, at: Sequence[str]) -> list[str]:
         f"{percent(loss['loss'], signed=True)} ({percent(loss['upper_bound'], signed=True)})" if loss else "",
         f"{verdict['cosine_mean']:.4f} ({verdict['cosine_lower_bound']:.4f})" if "cosine_mean" in verdict else "",
     ]
-    return [item["name"], f"{faster:.2f}x" if faster is not None else NOT_MEASURED, told, *map(nowrap, numbers)]
+    quick = element("span", {"class": "soft line"}, "quick") if is_quick(item) else Markup("")
+    speed = join([nowrap(f"{faster:.2f}x"), quick]) if faster is not None else NOT_MEASURED
+    return [item["name"], speed, told, *map(nowrap, numbers)]
 
 
 def _why(item: Candidate) -> Markup:
     text = "the best by the objective of those that hold all gates" if item["detail"] == "chosen" else item["detail"]
-    return element("span", {"class": "soft line"}, text)
+    return element("span", {"class": "soft line"}, f"Pareto; {text}" if in_pareto_set(item) else text)
 
 
 def way(manifest: Manifest) -> Markup:

@@ -58,7 +58,7 @@ td svg.cell{display:block;min-width:104px;margin-top:2px;overflow:visible}
 .legend span{display:inline-flex;align-items:center;gap:6px}
 .map td{text-align:center;padding:5px 6px;border-left:1px solid var(--line);min-width:62px}
 .swatch{display:inline-block;min-width:52px;padding:1px 6px;border-radius:4px;text-align:center;font-size:.8rem}
-.swatch.int8{background:var(--pale);color:var(--ink)}
+.swatch.int8,.swatch.int4{background:var(--pale);color:var(--ink)}
 .swatch.fp32,.swatch.fp16{background:var(--orange);color:var(--page);font-weight:650}
 .swatch.bf16{background:var(--green);color:var(--page);font-weight:650}
 pre{background:var(--card);border-radius:8px;padding:12px 16px;overflow-x:auto;font-size:.85rem;line-height:1.45}

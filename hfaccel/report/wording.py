@@ -9,8 +9,11 @@ REASONS = {
     "engine-not-installed": "not built: engine not installed",
     "engine-not-wanted": "not built: engine not asked for",
     "not-supported-by-target": "not built: the target cannot",
+    "not-for-objective": "not built: for another objective",
     "not-finite": "refused: NaN or infinity",
+    "size-over-limit": "refused: larger than allowed",
     "slower-than-parent": "refused: not faster than float",
+    "p95-over-limit": "refused: slower than allowed",
     "loss-over-budget": "refused: loss over the budget",
     "slice-loss-over-budget": "refused: part of the data loses too much",
     "cosine-under-minimum": "refused: vectors too far off",
@@ -19,7 +22,7 @@ REASONS = {
     "no-float-set-found": "refused: no fallback found",
     "not-better-than-chosen": "holds all gates, not chosen",
 }
-PRECISIONS = {"int8": "8-bit", "fp32": "float", "bf16": "bfloat16", "fp16": "float16"}
+PRECISIONS = {"int8": "8-bit", "int4": "4-bit", "fp32": "float", "bf16": "bfloat16", "fp16": "float16"}
 
 
 def milliseconds(value: float) -> str:

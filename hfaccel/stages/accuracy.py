@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -23,22 +24,25 @@ from hfaccel.stages.candidates import FLOAT_PARENT, Candidate, load_candidates, 
 from hfaccel.stages.choice import choose, rank
 from hfaccel.stages.examine import Examiner
 from hfaccel.stages.fallback import search_fallbacks
+from hfaccel.stages.finals import race_finalists
+from hfaccel.stages.parents import FALLBACK_FOLDER, graph_path
 from hfaccel.stages.precision_map import precision_map
 
 if TYPE_CHECKING:
     from hfaccel.recipe.schema import Recipe
 
 NAME: StageName = "accuracy"
-REVISION = 5
+REVISION = 6
 LIBRARIES = ("torch", "transformers", "onnxruntime", "openvino", "tokenizers", "numpy", "scipy", "scikit-learn", "seqeval")
 GOLDEN_TEXTS = 4
+LIMIT_REASONS = ("size-over-limit", "p95-over-limit")
 
 
 def settings(recipe: Recipe) -> Mapping[str, Any]:
     """What of the recipe changes the verdicts."""
     return {
         "accuracy": recipe.accuracy.model_dump(),
-        "objective": recipe.measure.objective,
+        "measure": recipe.measure.model_dump(),
         "precision": recipe.quantize.precision,
         "search": [recipe.quantize.fallback, recipe.quantize.search_seconds],
         "attention": recipe.export.attention,
@@ -74,6 +78,9 @@ def run(artifact: Artifact | None, ctx: StageContext) -> StageResult:
         ctx.progress.advance(number, len(candidates))
         judged.append(_judge(candidate, artifact, examiner, ctx) if candidate.reason is None else candidate)
     judged += search_fallbacks(judged, artifact, examiner, ctx)
+    del examiner
+    gc.collect()  # before several sessions are open at once
+    judged = race_finalists(judged, artifact, ctx)
     chosen = _shippable(choose(judged, ctx.recipe.measure.objective), judged, ctx)
     chosen = replace(chosen, matmuls=precision_map(chosen, ctx))
     _write(chosen, rank(judged, chosen, ctx.recipe.measure.objective), artifact, tokenizer, ctx)
@@ -99,13 +106,7 @@ def _judge(candidate: Candidate, artifact: Artifact, examiner: Examiner, ctx: St
 def _shippable(chosen: Candidate | None, judged: Sequence[Candidate], ctx: StageContext) -> Candidate:
     demanded = ctx.recipe.quantize.precision
     if chosen is None:
-        floating = next((candidate for candidate in judged if candidate.name == FLOAT_PARENT), None)
-        detail = floating.detail if floating is not None else "there is no float graph"
-        raise GateError(
-            f"no graph holds the accuracy gate, not even the float one: {detail}",
-            where="accuracy",
-            hint="more examples in --data make the bound tighter; or raise the budget with --max-loss",
-        )
+        raise _nothing_ships(judged)
     if demanded not in ("auto", "fp32") and chosen.precision != demanded:
         reasons = "; ".join(f"{item.name}: {item.reason} ({item.detail})" for item in judged if item.precision == demanded)
         raise GateError(
@@ -116,13 +117,29 @@ def _shippable(chosen: Candidate | None, judged: Sequence[Candidate], ctx: Stage
     return chosen
 
 
+def _nothing_ships(judged: Sequence[Candidate]) -> GateError:
+    over = [candidate for candidate in judged if candidate.reason in LIMIT_REASONS]
+    if over:
+        reasons = "; ".join(f"{item.name}: {item.reason} ({item.detail})" for item in judged if item.graph or item in over)
+        return GateError(
+            f"no candidate keeps the limits and holds all gates. {reasons}",
+            where="accuracy",
+            hint="raise --p95 or --max-size, let more compete (--engine, --budget 10m), or allow more loss with --max-loss",
+        )
+    floating = next((candidate for candidate in judged if candidate.name == FLOAT_PARENT), None)
+    detail = floating.detail if floating is not None else "there is no float graph"
+    return GateError(
+        f"no graph holds the accuracy gate, not even the float one: {detail}",
+        where="accuracy",
+        hint="more examples in --data make the bound tighter; or raise the budget with --max-loss",
+    )
+
+
 def _write(
     chosen: Candidate, judged: Sequence[Candidate], artifact: Artifact, tokenizer: TextTokenizer, ctx: StageContext
 ) -> None:
-    built_here = ctx.workdir / "fallback"
-    folder = ctx.workdir if (ctx.workdir / chosen.graph).is_relative_to(built_here) else artifact.folder
-    copy_graph(folder / chosen.graph, ctx.workdir)
-    shutil.rmtree(built_here, ignore_errors=True)
+    copy_graph(graph_path(chosen, artifact, ctx), ctx.workdir)
+    shutil.rmtree(ctx.workdir / FALLBACK_FOLDER, ignore_errors=True)
     save_candidates(judged, ctx.workdir)
     model = Model(open_graph(ctx.workdir / GRAPH_NAME, chosen.session), tokenizer, artifact.contract)
     texts = list(multilingual_sample().texts()[:GOLDEN_TEXTS])

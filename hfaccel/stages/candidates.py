@@ -19,9 +19,12 @@ Reason = Literal[
     "engine-not-installed",
     "engine-not-wanted",
     "not-supported-by-target",
+    "not-for-objective",
     "build-failed",
     "not-finite",
+    "size-over-limit",
     "slower-than-parent",
+    "p95-over-limit",
     "loss-over-budget",
     "slice-loss-over-budget",
     "cosine-under-minimum",
@@ -39,6 +42,7 @@ class PointTiming:
     point: str
     parent_ms: float
     candidate_ms: float
+    candidate_p95_ms: float
     speedup: float
     speedup_lower_bound: float
     speedup_upper_bound: float
@@ -67,11 +71,13 @@ class Candidate:
         size_bytes: of graph and weights.
         timings: per workload point; empty when dropped before timing or not on the target.
         speedup: geometric mean over the points (1 for the float parent).
+        finalist: whether the timings are of the final race, all in one run; else of a quick race.
         reason: why it was dropped, or None.
         detail: the reason in words.
         quantized: how many MatMuls are in 8 bit.
         kept_float: those left in float for their sensitivity, worst first, with their measured error.
         verdict: what the accuracy gate measured, once it did.
+        pareto: whether it holds all gates, and no other that does is as good in speed, size and accuracy and better in one.
         matmuls: precision of each MatMul, of the candidate that ships only.
     """
 
@@ -82,11 +88,13 @@ class Candidate:
     size_bytes: int = 0
     timings: tuple[PointTiming, ...] = ()
     speedup: float = 1.0
+    finalist: bool = False
     reason: Reason | None = None
     detail: str = ""
     quantized: int = 0
     kept_float: tuple[tuple[str, float], ...] = ()
     verdict: dict[str, Any] | None = None
+    pareto: bool = False
     matmuls: tuple[MatMulPrecision, ...] = ()
 
     def to_json(self) -> dict[str, Any]:

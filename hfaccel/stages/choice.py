@@ -32,9 +32,15 @@ def choose(judged: Sequence[Candidate], objective: Objective) -> Candidate | Non
 
 
 def rank(judged: Sequence[Candidate], chosen: Candidate, objective: Objective) -> list[Candidate]:
-    """All candidates as reports list them: the chosen one first, then by the objective; each that lost says so."""
+    """All candidates as reports list them: the chosen one first, then by the objective; each that lost says so.
+
+    Those of the Pareto set are marked.
+    """
     told: list[Candidate] = []
-    for candidate in sorted(judged, key=lambda candidate: -merit(candidate, objective)):
+    best = pareto_set(judged)
+    marked = [replace(candidate, pareto=candidate.name in best) for candidate in judged]
+    chosen = replace(chosen, pareto=chosen.name in best)
+    for candidate in sorted(marked, key=lambda candidate: -merit(candidate, objective)):
         if candidate.name == chosen.name:
             told.insert(0, replace(chosen, detail="chosen"))
         elif candidate.reason is None:
@@ -43,6 +49,29 @@ def rank(judged: Sequence[Candidate], chosen: Candidate, objective: Objective) -
         else:
             told.append(candidate)
     return told
+
+
+def pareto_set(judged: Sequence[Candidate]) -> frozenset[str]:
+    """Names of the candidates that hold all gates and of which no other is as good in every respect and better in one.
+
+    Respects are the speed-up over the workload, that at its last point, bytes, and the upper bound of the loss. Speed counts as far
+    as it was measured in one race.
+    """
+    left = [candidate for candidate in judged if candidate.reason is None]
+    values = {candidate.name: _respects(candidate) for candidate in left}
+    return frozenset(
+        name for name, own in values.items() if not any(other != own and _at_least(other, own) for other in values.values())
+    )
+
+
+def _respects(candidate: Candidate) -> tuple[float, ...]:
+    """More is better in each."""
+    last = candidate.timings[-1].speedup if candidate.timings else 1.0
+    return (candidate.speedup, last, -float(candidate.size_bytes), *(-value for value in _risk(candidate)))
+
+
+def _at_least(left: tuple[float, ...], right: tuple[float, ...]) -> bool:
+    return all(a >= b for a, b in zip(left, right, strict=True))
 
 
 def merit(candidate: Candidate, objective: Objective) -> float:

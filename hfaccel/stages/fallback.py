@@ -6,7 +6,6 @@ finding goes into a journal, so that a search that was killed goes on where it s
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,16 +24,15 @@ from hfaccel.quant.build import (
 )
 from hfaccel.quant.calibration import STATISTICS_FOLDER, load_statistics
 from hfaccel.quant.fallback import find_float_set
-from hfaccel.quant.layers import matmul_places
 from hfaccel.quant.sensitivity import RANK_EACH_UP_TO, blocks_of, divergence, rank_by_sensitivity, squared_error
-from hfaccel.rewrites.graphs import GRAPH_NAME, graph_bytes, load_graph
+from hfaccel.rewrites.graphs import GRAPH_NAME, graph_bytes
 from hfaccel.runtime.engines import open_graph
 from hfaccel.stages.calibrate import calibration_batches, data_batches
 from hfaccel.stages.candidates import FLOAT_PARENT, Candidate
-from hfaccel.stages.export import PARAMETERS_FILE
 from hfaccel.stages.journal import Journal
-from hfaccel.stages.parents import FALLBACK_SUFFIX, float_graphs
-from hfaccel.stages.race import Entrant, race, with_timings
+from hfaccel.stages.parents import FALLBACK_FOLDER, FALLBACK_SUFFIX, float_graphs
+from hfaccel.stages.precision_map import places_of
+from hfaccel.stages.race import Entrant, quick_race, with_timings
 
 if TYPE_CHECKING:
     from hfaccel.artifact.artifact import Artifact
@@ -57,8 +55,11 @@ CONFIRMATIONS = 3
 """How many more MatMuls go to float, one by one, where the kernels round a little worse than the switches said."""
 RANKING_BATCHES = 2
 """Calibration batches, mostly of different lengths, whose first texts the ranking is measured on."""
-WORTH_IT = 1.05
-"""A rung is searched only if it was this much faster, all in 8 bit, than the best candidate that holds the gate."""
+WORTH_IT, CLEARLY_WORTH_IT = 1.05, 1.2
+"""A rung is searched only if it was this much faster, all in 8 bit, than the best candidate that holds the gate.
+
+The second figure is for a search that is made when needed, where a quantized candidate holds the gate already.
+"""
 
 
 def search_fallbacks(judged: Sequence[Candidate], parent: Artifact, examiner: Examiner, ctx: StageContext) -> Iterator[Candidate]:
@@ -72,18 +73,19 @@ def search_fallbacks(judged: Sequence[Candidate], parent: Artifact, examiner: Ex
     """
     settings = ctx.recipe.quantize
     left = [item for item in judged if item.reason is None and item.name != FLOAT_PARENT]
-    holding = [item.speedup for item in left]
     # A float graph in another engine always holds the gate; that is no reason not to look for something faster in 8 bit.
-    if settings.fallback == "off" or (settings.fallback == "needed" and any(item.precision == "int8" for item in left)):
+    content = settings.fallback == "needed" and any(item.quantized for item in left)
+    if settings.fallback == "off" or (content and not ctx.on_target):
         return
-    best, deadline = max(holding, default=0.0), time.monotonic() + settings.search_seconds
+    worth_it = CLEARLY_WORTH_IT if content else WORTH_IT
+    best, deadline = max((item.speedup for item in left), default=0.0), time.monotonic() + settings.search_seconds
     rungs = {rung.name: rung for rung in settings.ladder if rung.scheme != "none"}
     missed = [item for item in judged if item.reason in ACCURACY_REASONS and item.name in rungs]
     batches = calibration_batches(ctx)
     statistics: dict[GraphScope, Mapping[str, ActivationStatistics]] = {}
     for item in sorted(missed, key=lambda candidate: -candidate.speedup):
         rung = rungs[item.name]
-        if time.monotonic() > deadline or (ctx.on_target and item.speedup < best * WORTH_IT):
+        if time.monotonic() > deadline or (ctx.on_target and item.speedup < best * worth_it):
             break
         if batches and rung.needs_calibration and rung.graph not in statistics:
             statistics[rung.graph] = _statistics(rung.graph, batches, parent, ctx)
@@ -140,7 +142,7 @@ def _search(
     kept = list(found.kept_float)
     spare = [matmul for matmul in errors if matmul not in kept]
     for _ in range(CONFIRMATIONS + 1):
-        folder = ctx.workdir / "fallback" / name
+        folder = ctx.workdir / FALLBACK_FOLDER / name
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         built = quantize_graph(rung, prepared, [(item, errors[item]) for item in kept], weight_bits=weight_bits, folder=folder)
@@ -151,7 +153,7 @@ def _search(
     shutil.rmtree(scratch, ignore_errors=True)
     candidate = replace(
         candidate,
-        graph=f"fallback/{name}/{GRAPH_NAME}",
+        graph=f"{FALLBACK_FOLDER}/{name}/{GRAPH_NAME}",
         size_bytes=graph_bytes(folder),
         quantized=len(built.quantized),
         kept_float=built.kept_float,
@@ -168,7 +170,8 @@ def _timed(candidate: Candidate, parent: Artifact, folder: Path, ctx: StageConte
         return candidate
     floating = Entrant(parent.graph_path, SessionSettings(), graph_bytes(parent.folder))
     entrant = Entrant(folder / GRAPH_NAME, candidate.session, candidate.size_bytes)
-    return with_timings(candidate, race({FLOAT_PARENT: floating}, {candidate.name: entrant}, ctx).timings[candidate.name])
+    timings = quick_race({FLOAT_PARENT: floating}, {candidate.name: entrant}, ctx).timings[candidate.name]
+    return with_timings(candidate, timings, quick=True)
 
 
 def _statistics(
@@ -185,9 +188,7 @@ def _blocks(rung: Rung, prepared: PreparedGraph, ctx: StageContext) -> list[tupl
     """What the ranking measures as a whole first: the layers, where the graph is large."""
     layers: dict[str, int | None] = {}
     if len(prepared.matmuls) > RANK_EACH_UP_TO:
-        digests = json.loads((ctx.artifacts["export"].folder / PARAMETERS_FILE).read_text(encoding="utf-8"))
-        floating = load_graph(float_graphs(ctx)[rung.graph].graph_path)  # digests know the weights from before the rewrites
-        layers = {place.name: place.layer for place in matmul_places(floating, digests)}
+        layers = {place.name: place.layer for place in places_of(float_graphs(ctx)[rung.graph], ctx)}
     return blocks_of(prepared.matmuls, layers)
 
 

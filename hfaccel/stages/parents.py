@@ -1,17 +1,22 @@
-"""What candidates are made from: the float graphs by scope, and the rung of the ladder."""
+"""What candidates are made from and where their graphs lie: the float graphs by scope, and the rung of the ladder."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from hfaccel.artifact.artifact import Artifact
     from hfaccel.recipe.schema import GraphScope, Rung
     from hfaccel.stages.base import StageContext
+    from hfaccel.stages.candidates import Candidate
 
 FALLBACK_SUFFIX = "-fallback"
 """Ends the name of a candidate that the search made of a rung."""
+
+FALLBACK_FOLDER = "fallback"
+"""Under the accuracy stage's folder: graphs that the search made; all others lie in the quantize artifact."""
 
 
 def float_graphs(ctx: StageContext) -> dict[GraphScope, Artifact]:
@@ -25,3 +30,9 @@ def float_graphs(ctx: StageContext) -> dict[GraphScope, Artifact]:
 def rung_of(name: str, ladder: Sequence[Rung]) -> Rung | None:
     """The rung that the candidate of this name was made of; None for the float graph."""
     return next((rung for rung in ladder if rung.name == name.removesuffix(FALLBACK_SUFFIX)), None)
+
+
+def graph_path(candidate: Candidate, quantized: Artifact, ctx: StageContext) -> Path:
+    """Where a candidate's graph lies while the accuracy stage runs."""
+    made_here = Path(candidate.graph).parts[:1] == (FALLBACK_FOLDER,)
+    return (ctx.workdir if made_here else quantized.folder) / candidate.graph

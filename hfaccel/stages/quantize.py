@@ -15,24 +15,25 @@ from hfaccel.artifact.contract import SessionSettings
 from hfaccel.errors import HfaccelError
 from hfaccel.measure.workload import Point, make_feeds
 from hfaccel.quant.build import BuiltCandidate, CalibrationData, build_candidate, gather_statistics
+from hfaccel.quant.calibration import STATISTICS_FOLDER, save_statistics
 from hfaccel.rewrites.graphs import GRAPH_NAME, copy_graph, graph_bytes, link_graph
 from hfaccel.runtime.engines import engine_available, open_graph
 from hfaccel.stages.base import StageContext, StageName, StageResult
 from hfaccel.stages.calibrate import calibration_batches
 from hfaccel.stages.candidates import FLOAT_PARENT, Candidate, Reason, save_candidates
 from hfaccel.stages.parents import float_graphs
-from hfaccel.stages.race import Entrant, RaceResult, race, with_timings
+from hfaccel.stages.race import Entrant, RaceResult, quick_race, with_timings
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from hfaccel.quant.calibration import ActivationStatistics
-    from hfaccel.recipe.schema import GraphScope, QuantizeSection, Recipe, Rung
+    from hfaccel.recipe.schema import GraphScope, Recipe, Rung
     from hfaccel.recipe.targets import TargetProfile
     from hfaccel.runtime.session import Runner
 
 NAME: StageName = "quantize"
-REVISION = 5
+REVISION = 6
 LIBRARIES = ("onnx", "onnx-ir", "onnxruntime", "openvino", "tokenizers", "numpy")
 
 GRAPHS = "graphs"
@@ -42,7 +43,8 @@ GRAPHS = "graphs"
 def settings(recipe: Recipe) -> Mapping[str, Any]:
     """What of the recipe changes the candidates or their timing."""
     ladder = recipe.quantize.model_dump(exclude={"fallback", "search_seconds"})  # the search is of the accuracy stage
-    return {"quantize": ladder, "measure": recipe.measure.model_dump(), "seed": recipe.seed}
+    measure = recipe.measure.model_dump(exclude={"max_p95_ms"})  # the final race is of the accuracy stage too
+    return {"quantize": ladder, "measure": measure, "seed": recipe.seed}
 
 
 def requires(artifact: Artifact | None, ctx: StageContext) -> list[str]:
@@ -62,13 +64,16 @@ def run(artifact: Artifact | None, ctx: StageContext) -> StageResult:
     }
     result = _race(floats, built, ctx)
     copy_graph(floats[result.parent].graph, ctx.workdir)
-    floating = Candidate(
-        FLOAT_PARENT,
-        GRAPH_NAME,
-        "fp32",
-        SessionSettings(),
-        size_bytes=graph_bytes(ctx.workdir),
-        timings=result.timings.get(result.parent, ()),
+    floating = _limited(
+        Candidate(
+            FLOAT_PARENT,
+            GRAPH_NAME,
+            "fp32",
+            SessionSettings(),
+            size_bytes=graph_bytes(ctx.workdir),
+            timings=result.timings.get(result.parent, ()),
+        ),
+        ctx,
     )
     candidates = [floating, *(_timed(candidate, result, ctx) for candidate in built)]
     save_candidates(candidates, ctx.workdir)
@@ -97,20 +102,29 @@ def _rungs(parents: Mapping[GraphScope, Artifact], ctx: StageContext) -> Iterato
         ctx.progress.advance(number, 2 * len(ladder))  # the second half is timing
         if batches and rung.needs_calibration and rung.graph in parents and rung.graph not in statistics:
             statistics[rung.graph] = gather_statistics(parents[rung.graph].graph_path, batches, ctx.workdir / "scratch")
+            # the search for a fallback asks again
+            save_statistics(statistics[rung.graph], ctx.workdir / STATISTICS_FOLDER / f"{rung.graph}.npz")
         yield rung, CalibrationData(batches, statistics.get(rung.graph, {}))
         gc.collect()  # graphs are full of reference cycles: without this, several candidates' weights live at once
 
 
-def refusal(rung: Rung, quantize: QuantizeSection, target: TargetProfile, *, on_target: bool) -> tuple[Reason, str] | None:
-    """Why a rung's engine or precision cannot compete here, or None.
+def refusal(rung: Rung, recipe: Recipe, target: TargetProfile, *, on_target: bool) -> tuple[Reason, str] | None:
+    """Why a rung's engine, precision or purpose keeps it from competing here, or None.
 
     Args:
         rung: of the ladder.
-        quantize: of the recipe; its ``engines`` say which may compete.
+        recipe: says which engines may compete, and for what objective.
         target: that the artifact is compiled for.
         on_target: whether candidates are timed: an engine beside onnxruntime is chosen by measurement only.
     """
-    engine = rung.engine
+    engine, quantize, measure = rung.engine, recipe.quantize, recipe.measure
+    wanted = {measure.objective, "size"} if measure.max_size_bytes is not None else {measure.objective}
+    if rung.objectives and not wanted & set(rung.objectives):
+        return "not-for-objective", f"competes only for the objective {' or '.join(rung.objectives)} (--objective)"
+    zero_points = rung.scheme == "weight-only" and rung.weight_only_bits == 4 and not rung.symmetric
+    if zero_points and engine == "onnxruntime" and target.machine != "aarch64" and "avx512f" not in target.features:
+        detail = f"onnxruntime's kernel for 4 bits with zero points was reported wrong without AVX-512, which {target.name} lacks"
+        return "not-supported-by-target", detail
     if quantize.engines != "auto" and engine not in quantize.engines:
         return "engine-not-wanted", f"engines that may compete: {', '.join(quantize.engines)} (--engine)"
     if quantize.engines == "auto" and engine != "onnxruntime" and not on_target:
@@ -133,7 +147,7 @@ def _build(
     """The rung's graph under ``candidates/``, or the reason why there is none; ``graphs`` are those that rungs can share."""
     session = rung.session()
     empty = Candidate(rung.name, "", rung.precision, session)
-    refused = refusal(rung, ctx.recipe.quantize, ctx.target, on_target=ctx.on_target)
+    refused = refusal(rung, ctx.recipe, ctx.target, on_target=ctx.on_target)
     if refused is not None:
         return replace(empty, reason=refused[0], detail=refused[1])
     if rung.needs_calibration and not calibration.batches:
@@ -160,7 +174,19 @@ def _build(
         quantized=len(built.quantized),
         kept_float=built.kept_float,
     )
-    return made if finite else _dropped(made, "not-finite", "the graph gives NaN or infinity", ctx)
+    if not finite:
+        return _dropped(made, "not-finite", "the graph gives NaN or infinity", ctx)
+    limited = _limited(made, ctx)
+    return made if limited.reason is None else _dropped(made, limited.reason, limited.detail, ctx)
+
+
+def _limited(candidate: Candidate, ctx: StageContext) -> Candidate:
+    """The candidate, with a reason where its graph and weights are larger than the recipe allows."""
+    limit = ctx.recipe.measure.max_size_bytes
+    if limit is None or candidate.size_bytes <= limit:
+        return candidate
+    detail = f"{candidate.size_bytes / 1e6:.1f} MB of graph and weights, limit {limit / 1e6:g} MB"
+    return replace(candidate, reason="size-over-limit", detail=detail)
 
 
 def _graph(rung: Rung, number: int, calibration: CalibrationData, floating: Path, ctx: StageContext) -> BuiltCandidate:
@@ -178,14 +204,14 @@ def _race(floats: Mapping[str, Entrant], built: Sequence[Candidate], ctx: StageC
     alive = {item.name: Entrant(ctx.workdir / item.graph, item.session, item.size_bytes) for item in built if item.reason is None}
     if not ctx.on_target or len(floats) + len(alive) == 1:
         return RaceResult(list(floats)[-1], {})
-    return race(floats, alive, ctx)
+    return quick_race(floats, alive, ctx)
 
 
 def _timed(candidate: Candidate, result: RaceResult, ctx: StageContext) -> Candidate:
     timings = result.timings.get(candidate.name)
     if timings is None:
         return candidate
-    timed = with_timings(candidate, timings)
+    timed = with_timings(candidate, timings, quick=True)
     return timed if timed.reason is None else _dropped(timed, timed.reason, timed.detail, ctx)
 
 

@@ -1,4 +1,4 @@
-"""Times all graphs of the quantize stage against each other, in turns, so that a slow phase of the machine hits all alike."""
+"""Times graphs against each other, in turns, so that a slow phase of the machine hits all alike: all quickly, finalists well."""
 
 from __future__ import annotations
 
@@ -23,10 +23,16 @@ if TYPE_CHECKING:
 
 PAUSE_S = 0.002
 """Between runs; enough, because sessions in the race stop spinning when a run ends (else each disturbs the next for 40 ms)."""
+SETTLE_S = 0.01
+"""Short runs warm up that long in each turn, see :mod:`hfaccel.measure.timing`."""
 SESSION_FACTOR, SESSION_BASE_BYTES = 2, 60_000_000
 """Memory of an open session: its weights twice (as read, and packed for the kernels), and its arena."""
 OPEN_FACTOR, OPEN_BASE_BYTES = 3, 600_000_000
 """Sessions are open at the same time up to three times the float graph's bytes and this: compiling must fit a laptop."""
+QUICK = 0.3
+"""Share of the recipe's seconds per point that a quick race takes."""
+PATIENCE = 4.0
+"""The final race may take this many times its seconds while a timing is not stable: a busy spell of the machine passes."""
 REMATCHES = 2
 """How often a race against the float graph is run again, longer, while its bounds lie on both sides of 1."""
 
@@ -48,49 +54,66 @@ class RaceResult:
     timings: Mapping[str, tuple[PointTiming, ...]]
 
 
-def race(floats: Mapping[str, Entrant], candidates: Mapping[str, Entrant], ctx: StageContext) -> RaceResult:
-    """Time the float graphs, then the candidates with the fastest of them, at every point of the workload.
+def quick_race(floats: Mapping[str, Entrant], candidates: Mapping[str, Entrant], ctx: StageContext) -> RaceResult:
+    """Time the float graphs, then the candidates with the fastest of them, shortly: enough to drop what is clearly slower.
 
-    Candidates race together, as many as memory allows, with as many threads as there are physical cores. One of which the bounds
-    do not tell whether it is faster than the float graph meets it again, alone and longer.
+    Candidates race together, as many as memory allows, with as many threads as there are physical cores. Those of different
+    groups met the float graph at different times; what ships is decided by :func:`final_race`.
 
     Args:
         floats: the float graphs; the fastest of them is the parent that the others are compared with.
         candidates: the graphs to compare with it.
         ctx: of the stage: workload, seconds per point and progress.
     """
-    max_length = ctx.artifacts["export"].contract.text.max_length
-    points = fit_workload(parse_workload(ctx.recipe.measure.workload), max_length)
-    parent, results = _fastest(floats, points, ctx)
+    ctx.progress.step(f"timing the float graph{'s' if len(floats) > 1 else ''}: {', '.join(floats)}")
+    timed = _time(floats, ctx, share=QUICK)
+    parent = min(floats, key=lambda name: _geometric_mean([times[name].p50 for times in timed.values()]))
+    results = {name: _against(parent, name, timed) for name in floats}
     for group in _groups(floats[parent], candidates):
         ctx.progress.step(f"timing {', '.join(group)}")
-        timed = _time({parent: floats[parent], **group}, points, ctx, lengthened=1)
+        timed = _time({parent: floats[parent], **group}, ctx, share=QUICK)
         results |= {name: _against(parent, name, timed) for name in group}
-    for name in candidates:
+    return RaceResult(parent, results)
+
+
+def final_race(
+    parent: str, floating: Entrant, finalists: Mapping[str, Entrant], ctx: StageContext
+) -> dict[str, tuple[PointTiming, ...]]:
+    """Timings of the parent and of the finalists, all in one interleaved run that waits for calm.
+
+    One of which the bounds do not tell whether it is faster than the parent meets it again, alone and longer.
+
+    Args:
+        parent: name of the float graph.
+        floating: the float graph.
+        finalists: what to compare, best first; those that memory has no room for are left out of the race and of the result.
+        ctx: of the stage: workload, seconds per point and progress.
+    """
+    group = next(_groups(floating, finalists), {})
+    ctx.progress.step(f"timing together: {', '.join((parent, *group))}")
+    timed = _time({parent: floating, **group}, ctx, share=1.0, patience=PATIENCE)
+    results = {name: _against(parent, name, timed) for name in (parent, *group)}
+    for name, entrant in group.items():
         for attempt in range(1, REMATCHES + 1):
             if is_faster(results[name]) or is_slower(results[name]):
                 break
             ctx.progress.step(f"timing {name} again: the bounds do not tell whether it is faster than float")
-            timed = _time({parent: floats[parent], name: candidates[name]}, points, ctx, lengthened=2**attempt)
+            timed = _time({parent: floating, name: entrant}, ctx, share=2.0**attempt, patience=PATIENCE)
             results[name] = _against(parent, name, timed)
-    return RaceResult(parent, results)
+    return results
 
 
-def _fastest(
-    floats: Mapping[str, Entrant], points: Sequence[Point], ctx: StageContext
-) -> tuple[str, dict[str, tuple[PointTiming, ...]]]:
-    """The fastest float graph, and the timings of all of them against it."""
-    ctx.progress.step(f"timing the float graph{'s' if len(floats) > 1 else ''}: {', '.join(floats)}")
-    timed = _time(floats, points, ctx, lengthened=1)
-    parent = min(floats, key=lambda name: _geometric_mean([times[name].p50 for times in timed.values()]))
-    return parent, {name: _against(parent, name, timed) for name in floats}
+def with_timings(candidate: Candidate, timings: tuple[PointTiming, ...], *, quick: bool) -> Candidate:
+    """The candidate with its timings and its speed-up, their geometric mean; dropped unless it is faster than its parent.
 
-
-def with_timings(candidate: Candidate, timings: tuple[PointTiming, ...]) -> Candidate:
-    """The candidate with its timings and its speed-up, their geometric mean; dropped unless it is faster than its parent."""
+    Args:
+        candidate: what was timed.
+        timings: by point.
+        quick: they are of a quick race: only what is clearly slower is dropped.
+    """
     speedup = _geometric_mean([item.speedup for item in timings])
-    timed = replace(candidate, timings=timings, speedup=speedup)
-    if is_faster(timings):
+    timed = replace(candidate, timings=timings, speedup=speedup, finalist=not quick)
+    if is_faster(timings) or (quick and not is_slower(timings)):
         return timed
     detail = f"{speedup:.2f}x its float parent, 95 % bound not above 1"
     return replace(timed, reason="slower-than-parent", detail=detail)
@@ -124,24 +147,25 @@ def _session_bytes(entrant: Entrant) -> int:
 
 
 def _time(
-    entrants: Mapping[str, Entrant], points: Sequence[Point], ctx: StageContext, *, lengthened: int
+    entrants: Mapping[str, Entrant], ctx: StageContext, *, share: float, patience: float = 1.0
 ) -> dict[Point, dict[str, Timing]]:
-    """Samples by point and entrant, ``lengthened`` times as long as the recipe says for each entrant."""
-    threads, seconds = physical_cores(), ctx.recipe.measure.seconds_per_point * len(entrants) * lengthened
+    """Samples by point of the workload and entrant; ``share`` times as long as the recipe says for each entrant."""
+    max_length = ctx.artifacts["export"].contract.text.max_length
+    threads, seconds = physical_cores(), ctx.recipe.measure.seconds_per_point * len(entrants) * share
     runners = {
         name: open_graph(entrant.graph, replace(entrant.session, intra_op_num_threads=threads, spin_after_run=False))
         for name, entrant in entrants.items()
     }
     vocabulary_size, seed = ctx.source.vocabulary_size, ctx.recipe.seed
     timed = {}
-    for point in points:
+    for point in fit_workload(parse_workload(ctx.recipe.measure.workload), max_length):
         calls = {
             name: functools.partial(
                 _call, runner, make_feeds(point, runner.input_names, vocabulary_size=vocabulary_size, seed=seed)
             )
             for name, runner in runners.items()
         }
-        timed[point] = interleaved(calls, seconds=seconds, pause_s=PAUSE_S)
+        timed[point] = interleaved(calls, seconds=seconds, pause_s=PAUSE_S, settle_s=SETTLE_S, patience=patience)
     return timed
 
 
@@ -155,6 +179,7 @@ def _point_timing(point: Point, parent: Timing, candidate: Timing) -> PointTimin
         point=str(point),
         parent_ms=parent.p50,
         candidate_ms=candidate.p50,
+        candidate_p95_ms=candidate.p95,
         speedup=result.ratio,
         speedup_lower_bound=result.lower_bound,
         speedup_upper_bound=result.upper_bound,

@@ -8,7 +8,7 @@ import pytest
 
 from hfaccel.artifact.contract import Precision, SessionSettings
 from hfaccel.stages.candidates import Candidate, PointTiming
-from hfaccel.stages.choice import choose, rank
+from hfaccel.stages.choice import choose, pareto_set, rank
 
 
 def candidate(
@@ -48,7 +48,7 @@ def test_off_the_target_nothing_is_timed_and_a_quantized_candidate_still_ships()
     assert chosen_name(FLOAT, candidate("int8")) == "int8"
 
 
-TIMED = (PointTiming("8x128", 10, 5, 2, 2, 2, True),)
+TIMED = (PointTiming("8x128", 10, 5, 6, 2, 2, 2, True),)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -86,7 +86,7 @@ def test_nothing_ships_when_float_is_broken_too() -> None:
 @pytest.mark.parametrize(("objective", "winner"), [("size", "small"), ("throughput", "large-batches"), ("latency", "fast")])
 def test_the_objective_decides(objective: str, winner: str) -> None:
     def timing(speedup: float) -> tuple[PointTiming, ...]:
-        return (PointTiming("8x128", 10, 10 / speedup, speedup, speedup, speedup, True),)
+        return (PointTiming("8x128", 10, 10 / speedup, 12 / speedup, speedup, speedup, speedup, True),)
 
     candidates = [
         candidate("small", speedup=1.5, size_bytes=20, timings=timing(1.2)),
@@ -112,3 +112,21 @@ def test_the_list_says_why_each_other_lost() -> None:
     assert told["c"] == ("batch-variant", "told before")
     assert told["a"][1] == "holds all gates; b is as good within 5 % by the objective (latency), and more accurate"
     assert told["d"][1] == told["float"][1] == "holds all gates; b is better by the objective (latency)"
+
+
+def test_the_pareto_set_is_what_no_other_beats_in_everything() -> None:
+    fast = candidate("fast", speedup=3.0, bound=0.009, size_bytes=50)
+    candidates = [
+        FLOAT,
+        fast,
+        candidate("safer", speedup=2.0, bound=0.001, size_bytes=50),
+        candidate("smaller", speedup=1.5, bound=0.009, size_bytes=20),
+        candidate("beaten", speedup=2.9, bound=0.009, size_bytes=50),
+        candidate("refused", speedup=9.0, bound=0.0, size_bytes=1, reason="loss-over-budget"),
+    ]
+    assert pareto_set(candidates) == {"float", "fast", "safer", "smaller"}
+    assert {item.name for item in rank(candidates, fast, "latency") if item.pareto} == {"float", "fast", "safer", "smaller"}
+
+
+def test_equals_are_both_in_the_pareto_set() -> None:
+    assert pareto_set([candidate("a", speedup=2.0), candidate("b", speedup=2.0)]) == {"a", "b"}

@@ -17,7 +17,17 @@ from hfaccel.errors import UsageError
 from hfaccel.request import CompileRequest, recipe_settings
 
 # Options that Python names otherwise: several values, a keyword of Python, a denial.
-RENAMED = {"column": "columns", "engine": "engines", "set_": "overrides", "no_cache": "use_cache"}
+RENAMED = {
+    "p95": "max_p95_ms",
+    "max_size": "max_size_bytes",
+    "column": "columns",
+    "engine": "engines",
+    "set_": "overrides",
+    "no_cache": "use_cache",
+}
+
+
+NOTHING: dict[str, Any] = dict.fromkeys(inspect.signature(recipe_settings).parameters)
 
 
 def names(function: Callable[..., Any]) -> set[str]:
@@ -33,7 +43,7 @@ def test_python_takes_what_the_command_line_takes() -> None:
 
 
 def test_every_option_reaches_the_request() -> None:
-    settings = {"max_loss", "objective", "workload", "precision", "budget", "engines"}
+    settings = {"max_loss", "objective", "workload", "precision", "budget", "engines", "max_p95_ms", "max_size_bytes"}
     assert names(hfaccel.compile) - {"progress"} - settings == names(CompileRequest) - {"settings"}
     assert settings == names(recipe_settings)
 
@@ -57,6 +67,8 @@ def test_options_are_read(tmp_path: Any) -> None:
         precision="int8",
         engine="onnxruntime, openvino",
         budget="10m",
+        p95="20ms",
+        max_size="50MB",
         strict=True,
         force=False,
         no_cache=True,
@@ -70,16 +82,16 @@ def test_options_are_read(tmp_path: Any) -> None:
         "quantize.engines": ["onnxruntime", "openvino"],
         "quantize.search_seconds": 600.0,
         "quantize.fallback": "thorough",
+        "measure.max_p95_ms": 20.0,
+        "measure.max_size_bytes": 50_000_000,
     }
     assert (request.columns, request.overrides, request.use_cache) == ({"text": "body"}, ("seed=1",), False)
     assert (request.strict, request.allow_pickle, request.trust_remote_code, request.revision) == (True, True, False, "main")
 
 
 def test_a_workload_may_be_a_sequence() -> None:
-    one = recipe_settings(max_loss=None, objective=None, workload="1x16,8x128", precision=None, budget=None, engines=None)
-    assert one == recipe_settings(
-        max_loss=None, objective=None, workload=("1x16", "8x128"), precision=None, budget=None, engines=None
-    )
+    one = recipe_settings(**{**NOTHING, "workload": "1x16,8x128"})
+    assert one == recipe_settings(**{**NOTHING, "workload": ("1x16", "8x128")})
 
 
 @pytest.mark.parametrize(
@@ -92,8 +104,25 @@ def test_a_workload_may_be_a_sequence() -> None:
     ],
 )
 def test_engines_are_names_or_auto(given: Any, engines: Any) -> None:
-    settings = recipe_settings(max_loss=None, objective=None, workload=None, precision=None, budget=None, engines=given)
-    assert settings == {"quantize.engines": engines}
+    assert recipe_settings(**{**NOTHING, "engines": given}) == {"quantize.engines": engines}
+
+
+@pytest.mark.parametrize(
+    ("text", "size_bytes"), [("50MB", 50_000_000), ("1.5GB", 1_500_000_000), ("48MiB", 48 << 20), ("900", 900)]
+)
+def test_sizes_are_read_with_their_unit(text: str, size_bytes: int) -> None:
+    assert options.parse_size(text, option="--max-size") == size_bytes
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("20ms", 0.02), ("90", 90), ("90s", 90), ("10m", 600), ("1h", 3600)])
+def test_times_are_read_with_their_unit(text: str, seconds: float) -> None:
+    assert options.parse_duration(text, option="--budget") == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize("text", ["", "MB", "fifty", "-1MB", "0", "50mb", "nanMB"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="--max-size"):
+        options.parse_size(text, option="--max-size")
 
 
 @pytest.mark.parametrize("text", ["lots", "0", "100%", "-1%", "1.5"])

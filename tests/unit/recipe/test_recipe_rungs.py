@@ -14,7 +14,7 @@ from hfaccel.recipe.targets import TARGETS
 from hfaccel.stages.quantize import refusal
 
 BY_NAME = {target.name: target for target in TARGETS}
-QUANTIZE = load_recipe("encoder").recipe.quantize
+RECIPE = load_recipe("encoder").recipe
 BFLOAT16 = BY_NAME["cpu-avx512-bf16"]
 
 
@@ -141,32 +141,54 @@ def test_an_unknown_engine_of_the_recipe_is_refused_with_the_closest() -> None:
 
 def test_onnxruntime_is_never_refused_for_its_engine() -> None:
     for target in TARGETS:
-        assert refusal(rung(), QUANTIZE, target, on_target=False) is None
+        assert refusal(rung(), RECIPE, target, on_target=False) is None
 
 
 def test_bfloat16_needs_a_target_that_has_it() -> None:
     made = rung(engine="openvino", inference_precision="bf16")
-    refused = refusal(made, QUANTIZE, BY_NAME["cpu-avx512-vnni"], on_target=True)
+    refused = refusal(made, RECIPE, BY_NAME["cpu-avx512-vnni"], on_target=True)
     assert refused == ("not-supported-by-target", "cpu-avx512-vnni computes no bfloat16 matrix products in hardware")
 
 
 def test_an_engine_that_is_not_installed_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "openvino", None)
-    refused = refusal(rung(engine="openvino"), QUANTIZE, BFLOAT16, on_target=True)
+    refused = refusal(rung(engine="openvino"), RECIPE, BFLOAT16, on_target=True)
     assert refused == ("engine-not-installed", "run: pip install 'hfaccel[openvino]'")
 
 
 def test_an_engine_that_was_not_named_does_not_compete() -> None:
-    ours = load_recipe("encoder", sets={"quantize.engines": ["onnxruntime"]}).recipe.quantize
+    ours = load_recipe("encoder", sets={"quantize.engines": ["onnxruntime"]}).recipe
     refused = refusal(rung(engine="openvino"), ours, BFLOAT16, on_target=True)
     assert refused == ("engine-not-wanted", "engines that may compete: onnxruntime (--engine)")
 
 
 def test_off_the_target_another_engine_competes_only_when_named() -> None:
-    refused = refusal(rung(engine="openvino"), QUANTIZE, BFLOAT16, on_target=False)
+    refused = refusal(rung(engine="openvino"), RECIPE, BFLOAT16, on_target=False)
     assert refused is not None
     assert refused[0] == "engine-not-wanted"
     assert refused[1].startswith("openvino is chosen by measurement, and this host is not the target")
     pytest.importorskip("openvino", reason="the package openvino is not installed")
-    named = load_recipe("encoder", sets={"quantize.engines": ["onnxruntime", "openvino"]}).recipe.quantize
+    named = load_recipe("encoder", sets={"quantize.engines": ["onnxruntime", "openvino"]}).recipe
     assert refusal(rung(engine="openvino"), named, BFLOAT16, on_target=False) is None
+
+
+@pytest.mark.parametrize(
+    ("sets", "competes"),
+    [
+        ({"measure.objective": "latency"}, False),
+        ({"measure.objective": "size"}, True),
+        ({"measure.objective": "latency", "measure.max_size_bytes": 50_000_000}, True),
+    ],
+)
+def test_a_rung_for_size_competes_where_size_counts(sets: dict[str, object], competes: bool) -> None:
+    recipe = load_recipe("encoder", sets=sets).recipe
+    refused = refusal(rung(objectives=("size",)), recipe, BFLOAT16, on_target=True)
+    assert refused == (None if competes else ("not-for-objective", "competes only for the objective size (--objective)"))
+
+
+@pytest.mark.parametrize(("target", "competes"), [("cpu-avx2", False), ("cpu-generic", False), ("cpu-avx512", True)])
+def test_four_bits_with_zero_points_need_a_kernel_that_is_right(target: str, competes: bool) -> None:
+    made = rung(scheme="weight-only", weight_only_bits=4, symmetric=False)
+    refused = refusal(made, RECIPE, BY_NAME[target], on_target=False)
+    assert (refused is None) == competes
+    assert refusal(rung(scheme="weight-only", weight_only_bits=4), RECIPE, BY_NAME[target], on_target=False) is None
