@@ -46,16 +46,3 @@ def embedding_lookups(model: onnx_ir.Model) -> tuple[str, ...]:
         if len(table.const_value.shape) == 2:
             names.append(node.name or "")
     return tuple(names)
-
-
-def new_initializer(model: onnx_ir.Model, name: str, array: object) -> onnx_ir.Value:
-    """Register a constant; the name must be new in the graph."""
-    import numpy as np
-    import onnx_ir
-
-    tensor = onnx_ir.tensor(np.ascontiguousarray(array), name=name)
-    value = onnx_ir.Value(
-        name=name, const_value=tensor, shape=onnx_ir.Shape(list(tensor.shape.numpy())), type=onnx_ir.TensorType(tensor.dtype)
-    )
-    model.graph.register_initializer(value)
-    return value

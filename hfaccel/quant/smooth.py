@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hfaccel.quant.calibration import ActivationStatistics
-from hfaccel.quant.scheme import matmul_sites, new_initializer
+from hfaccel.quant.scheme import matmul_sites
+from hfaccel.rewrites.graphs import new_initializer
 
 if TYPE_CHECKING:
     import onnx_ir

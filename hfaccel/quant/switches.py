@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from hfaccel.quant.scheme import new_initializer
-from hfaccel.rewrites.graphs import save_graph
+from hfaccel.rewrites.graphs import new_initializer, save_graph
 from hfaccel.runtime.session import GraphSession
 
 if TYPE_CHECKING:

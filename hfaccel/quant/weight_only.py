@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hfaccel.quant.scheme import EXTERNAL_DATA_FROM_BYTES, embedding_lookups, new_initializer
+from hfaccel.quant.scheme import EXTERNAL_DATA_FROM_BYTES, embedding_lookups
 from hfaccel.rewrites.drop_unused import drop_unused
-from hfaccel.rewrites.graphs import GRAPH_NAME, save_graph
+from hfaccel.rewrites.graphs import GRAPH_NAME, new_initializer, save_graph
 
 if TYPE_CHECKING:
     import onnx_ir

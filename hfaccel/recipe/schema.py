@@ -13,7 +13,9 @@ from hfaccel.artifact.contract import Engine, GraphOptimization, InferencePrecis
 
 ExporterName = Literal["transformers", "torch"]
 CleanupName = Literal["fold_constants", "common_subexpressions", "drop_unused", "name_symbols"]
-RewriteName = Literal["last_layer_pooled_token", "drop_empty_row_guard", "merge_transposes", "fold_attention_scale"]
+RewriteName = Literal[
+    "last_layer_pooled_token", "drop_empty_row_guard", "merge_transposes", "fold_attention_scale", "pack_projections"
+]
 GraphScope = Literal["optimized", "fused"]
 Objective = Literal["latency", "throughput", "size"]
 Scheme = Literal["dynamic", "static", "weight-only", "none"]

@@ -13,6 +13,7 @@ from hfaccel.rewrites.fold_constants import fold_constants
 from hfaccel.rewrites.last_layer_pooled_token import run_last_layer_for_pooled_token
 from hfaccel.rewrites.merge_transposes import merge_transposes
 from hfaccel.rewrites.name_symbols import name_symbols
+from hfaccel.rewrites.pack_projections import pack_projections
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -32,4 +33,5 @@ REWRITES: Mapping[RewriteName, Rewrite] = {
     "drop_empty_row_guard": drop_empty_row_guard,
     "merge_transposes": merge_transposes,
     "fold_attention_scale": fold_attention_scale,
+    "pack_projections": pack_projections,
 }

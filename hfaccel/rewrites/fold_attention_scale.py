@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hfaccel.rewrites.graphs import new_initializer
+
 if TYPE_CHECKING:
     import onnx_ir
 
@@ -40,7 +42,7 @@ def _fold(model: onnx_ir.Model, scaling: onnx_ir.Node) -> int:
         constant = node.inputs[position]
         assert constant is not None and constant.const_value is not None
         array = np.asarray(constant.const_value.numpy() * number, dtype=constant.const_value.numpy().dtype)
-        node.replace_input_with(position, _constant(model, f"{node.name}_scaled_constant", array))
+        node.replace_input_with(position, new_initializer(model, f"{node.name}_scaled_constant", array))
     replace_all_uses_with(scaling.outputs[0], scaled)
     model.graph.remove(scaling, safe=True)
     return 1
@@ -66,14 +68,3 @@ def _projection(value: onnx_ir.Value, reader: onnx_ir.Node) -> tuple[onnx_ir.Nod
         if left is None or (node.op_type in _LAYOUT and node.inputs[0] is not left):
             return None
         value, reader = left, node
-
-
-def _constant(model: onnx_ir.Model, name: str, array: np.ndarray) -> onnx_ir.Value:
-    import onnx_ir
-
-    tensor = onnx_ir.tensor(array, name=name)
-    value = onnx_ir.Value(
-        name=name, const_value=tensor, shape=onnx_ir.Shape(list(array.shape)), type=onnx_ir.TensorType(tensor.dtype)
-    )
-    model.graph.register_initializer(value)
-    return value

@@ -62,6 +62,19 @@ def operator_counts(model: onnx_ir.Model) -> dict[str, int]:
     return dict(Counter(node.op_type for node in model.graph.all_nodes()).most_common())
 
 
+def new_initializer(model: onnx_ir.Model, name: str, array: object) -> onnx_ir.Value:
+    """Register a constant; the name must be new in the graph."""
+    import numpy as np
+    import onnx_ir
+
+    tensor = onnx_ir.tensor(np.ascontiguousarray(array), name=name)
+    value = onnx_ir.Value(
+        name=name, const_value=tensor, shape=onnx_ir.Shape(list(tensor.shape.numpy())), type=onnx_ir.TensorType(tensor.dtype)
+    )
+    model.graph.register_initializer(value)
+    return value
+
+
 def _forget_trace(model: onnx_ir.Model) -> None:
     """Drop exporter metadata (stack traces name local paths): the same model must give the same bytes everywhere."""
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass

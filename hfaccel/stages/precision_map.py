@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from hfaccel.quant.layers import MatMulPlace, matmul_places
 from hfaccel.rewrites.graphs import load_graph
+from hfaccel.rewrites.pack_projections import PACKED_SUFFIX
 from hfaccel.stages.candidates import Candidate, MatMulPrecision
 from hfaccel.stages.export import PARAMETERS_FILE
 from hfaccel.stages.parents import float_graphs, rung_of
@@ -39,4 +42,11 @@ def places_of(graph: Artifact, ctx: StageContext) -> tuple[MatMulPlace, ...]:
     exported = ctx.artifacts["export"]
     digests = json.loads((exported.folder / PARAMETERS_FILE).read_text(encoding="utf-8"))
     known = {place.name: place for place in matmul_places(load_graph(exported.graph_path), digests) if place.layer is not None}
-    return tuple(known.get(place.name, place) for place in matmul_places(load_graph(graph.graph_path), digests))
+    return tuple(_placed(place, known) for place in matmul_places(load_graph(graph.graph_path), digests))
+
+
+def _placed(place: MatMulPlace, known: Mapping[str, MatMulPlace]) -> MatMulPlace:
+    first = known.get(place.name.removesuffix(PACKED_SUFFIX))
+    if first is None or not place.name.endswith(PACKED_SUFFIX):
+        return known.get(place.name, place)
+    return replace(first, name=place.name, role="query, key, value" if first.role == "query" else first.role)

@@ -96,7 +96,8 @@ def _rungs(parents: Mapping[GraphScope, Artifact], ctx: StageContext) -> Iterato
     batches = calibration_batches(ctx)
     statistics: dict[GraphScope, Mapping[str, ActivationStatistics]] = {}
     rungs = (rung.for_target(bf16=ctx.target.bf16) for rung in ctx.recipe.quantize.ladder)
-    ladder = [rung for rung in rungs if ctx.recipe.quantize.precision in ("auto", rung.precision)]
+    wanted = [rung for rung in rungs if ctx.recipe.quantize.precision in ("auto", rung.precision)]
+    ladder = [rung for rung in wanted if is_for_objective(rung, ctx.recipe)]
     for number, rung in enumerate(ladder):
         ctx.progress.step(f"quantizing: {rung.name}")
         ctx.progress.advance(number, 2 * len(ladder))  # the second half is timing
@@ -108,6 +109,12 @@ def _rungs(parents: Mapping[GraphScope, Artifact], ctx: StageContext) -> Iterato
         gc.collect()  # graphs are full of reference cycles: without this, several candidates' weights live at once
 
 
+def is_for_objective(rung: Rung, recipe: Recipe) -> bool:
+    """Whether a rung serves what the recipe is after; a limit on size makes size an objective too."""
+    objectives = {recipe.measure.objective} | ({"size"} if recipe.measure.max_size_bytes is not None else set())
+    return not rung.objectives or bool(objectives & set(rung.objectives))
+
+
 def refusal(rung: Rung, recipe: Recipe, target: TargetProfile, *, on_target: bool) -> tuple[Reason, str] | None:
     """Why a rung's engine, precision or purpose keeps it from competing here, or None.
 
@@ -117,9 +124,8 @@ def refusal(rung: Rung, recipe: Recipe, target: TargetProfile, *, on_target: boo
         target: that the artifact is compiled for.
         on_target: whether candidates are timed: an engine beside onnxruntime is chosen by measurement only.
     """
-    engine, quantize, measure = rung.engine, recipe.quantize, recipe.measure
-    wanted = {measure.objective, "size"} if measure.max_size_bytes is not None else {measure.objective}
-    if rung.objectives and not wanted & set(rung.objectives):
+    engine, quantize = rung.engine, recipe.quantize
+    if not is_for_objective(rung, recipe):
         return "not-for-objective", f"competes only for the objective {' or '.join(rung.objectives)} (--objective)"
     zero_points = rung.scheme == "weight-only" and rung.weight_only_bits == 4 and not rung.symmetric
     if zero_points and engine == "onnxruntime" and target.machine != "aarch64" and "avx512f" not in target.features:

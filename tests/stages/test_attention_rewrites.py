@@ -17,6 +17,7 @@ from hfaccel.rewrites.drop_unused import drop_unused
 from hfaccel.rewrites.fold_attention_scale import fold_attention_scale
 from hfaccel.rewrites.graphs import load_graph, operator_counts, save_graph
 from hfaccel.rewrites.merge_transposes import merge_transposes
+from hfaccel.rewrites.pack_projections import PACKED_SUFFIX, pack_projections
 from hfaccel.runtime.session import GraphSession
 
 HIDDEN, HEADS, WINDOW = 32, 4, 3
@@ -81,10 +82,15 @@ def answers(model: onnx_ir.Model, folder: Path, batch: int, length: int) -> np.n
     return session.run(feeds)[session.output_names[0]]
 
 
-REWRITES = {"guard": drop_empty_row_guard, "transposes": merge_transposes, "scale": fold_attention_scale}
+REWRITES = {
+    "guard": drop_empty_row_guard,
+    "transposes": merge_transposes,
+    "scale": fold_attention_scale,
+    "pack": pack_projections,
+}
 
 
-@pytest.mark.parametrize("names", [("guard",), ("transposes",), ("scale",), ("guard", "transposes", "scale")])
+@pytest.mark.parametrize("names", [("guard",), ("transposes",), ("scale",), ("pack",), tuple(REWRITES)])
 def test_answers_stay_the_same(names: tuple[str, ...], attention: Path, tmp_path: Path) -> None:
     model = load_graph(attention)
     for name in names:
@@ -105,7 +111,7 @@ def test_attention_is_left_with_what_it_needs(attention: Path) -> None:
     counts = operator_counts(model)
     assert "Where" not in counts
     assert counts["Transpose"] == 4  # query, key, value, result
-    assert counts["MatMul"] == 6
+    assert (counts["MatMul"], counts["Split"]) == (4, 1)  # projections, scores, mixture, output
     # one left: it makes the mask
     assert counts["Mul"] == 1
 
@@ -168,3 +174,12 @@ def test_a_projection_with_another_reader_keeps_its_weights(attention: Path, tmp
     model.graph.append(other)
     model.graph.outputs.append(other.outputs[0])
     assert fold_attention_scale(model) == expected - 1
+
+
+def test_projections_of_different_values_are_not_packed(attention: Path) -> None:
+    model = load_graph(attention)
+    assert pack_projections(model) == 2
+    [packed] = [node for node in model.graph if (node.name or "").endswith(PACKED_SUFFIX)]
+    assert packed.inputs[1] is not None
+    assert packed.inputs[1].shape == onnx_ir.Shape([HIDDEN, 3 * HIDDEN])
+    assert sum(node.op_type == "MatMul" and node is not packed for node in model.graph) == 3

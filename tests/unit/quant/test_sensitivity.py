@@ -13,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hfaccel.quant.calibration import Feeds
-from hfaccel.quant.scheme import new_initializer
 from hfaccel.quant.sensitivity import (
     Sums,
     blocks_of,
@@ -23,6 +22,7 @@ from hfaccel.quant.sensitivity import (
     squared_error,
 )
 from hfaccel.quant.switches import EightBitTrips, SwitchedGraph
+from hfaccel.rewrites.graphs import new_initializer
 
 LAYERS, PER_LAYER, HIDDEN = 10, 6, 16
 NAMES = tuple(f"layer_{layer}_matmul_{number}" for layer in range(LAYERS) for number in range(PER_LAYER))

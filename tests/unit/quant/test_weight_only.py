@@ -18,10 +18,9 @@ from hypothesis import strategies as st
 from hfaccel.artifact.contract import SessionSettings
 from hfaccel.errors import RecipeError
 from hfaccel.quant.build import BuiltCandidate, CalibrationData, build_candidate, prepare_graph, switched_graph
-from hfaccel.quant.scheme import new_initializer
 from hfaccel.quant.weight_only import BlockwiseWeight, quantize_weight
 from hfaccel.recipe.schema import Rung
-from hfaccel.rewrites.graphs import load_graph, save_graph
+from hfaccel.rewrites.graphs import load_graph, new_initializer, save_graph
 from hfaccel.runtime.engines import open_graph
 from hfaccel.runtime.session import GraphSession
 
