@@ -49,6 +49,8 @@ def test_rungs_share_one_graph_and_untimed_float_graphs_do_not_ship(tiny_checkpo
     assert told["openvino-static"]["quantized"] == told["static"]["quantized"] > 0
     assert told["openvino"]["verdict"]["passed"]
     assert manifest["chosen"] in ("static", "openvino-static")
+    places = {(item["layer"], item["role"]) for item in told[manifest["chosen"]]["matmuls"]}
+    assert places == {(layer, role) for layer in (0, 1) for role in ("query, key, value", "output", "up", "down")}
     [folder] = Path(os.environ["HFACCEL_CACHE"]).glob("stages/*/artifact/candidates/openvino-static")
     assert os.path.samefile(folder / "model.onnx", folder.parent / "static" / "model.onnx")
     assert not (folder.parents[1] / "graphs").exists()
