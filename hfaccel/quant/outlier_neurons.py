@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import onnx_ir
 
 _ACTIVATIONS = frozenset({"Gelu", "Relu"})
+_WORTH_A_SPLIT = 2.0
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,10 @@ def feed_forward_blocks(model: onnx_ir.Model) -> tuple[FeedForward, ...]:
 
 
 def split_outlier_neurons(model: onnx_ir.Model, statistics: dict[str, ActivationStatistics], count: int) -> tuple[str, ...]:
-    """Split ``count`` neurons off every feed-forward block whose activation is in ``statistics``; exact in float arithmetic.
+    """Split ``count`` neurons off every feed-forward block that has outliers; exact in float arithmetic.
 
-    The statistics of those activations become those of the neurons that stay.
+    A block whose largest activation is less than twice that of the neurons that would stay is left whole: the split would cost time
+    (3 % in openvino) for less than one bit. The statistics of those activations become those of the neurons that stay.
 
     Returns:
         Names of the MatMuls of the split-off part, which must stay in float.
@@ -71,7 +73,10 @@ def split_outlier_neurons(model: onnx_ir.Model, statistics: dict[str, Activation
         neurons = len(known.channel_abs_max)
         if value is None or neurons <= 2 * count:
             continue
-        outliers = np.sort(np.argsort(-known.channel_abs_max)[:count])
+        order = np.argsort(-known.channel_abs_max)
+        if known.channel_abs_max[order[0]] < _WORTH_A_SPLIT * known.channel_abs_max[order[count]]:
+            continue
+        outliers = np.sort(order[:count])
         others = np.setdiff1d(np.arange(neurons), outliers)
         kept += _split(model, block, outliers, others)
         statistics[value.name or ""] = known.of_channels(others)

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from hfaccel.runtime.session import Runner
 
 NAME: StageName = "quantize"
-REVISION = 6
+REVISION = 7
 LIBRARIES = ("onnx", "onnx-ir", "onnxruntime", "openvino", "tokenizers", "numpy")
 
 GRAPHS = "graphs"

@@ -114,6 +114,18 @@ def test_splitting_outlier_neurons_is_exact_and_takes_the_outliers(graph: Path, 
     np.testing.assert_allclose(answers(model, tmp_path / "c"), before, atol=1e-4)
 
 
+@pytest.mark.parametrize(("largest", "split"), [(1.9, 0), (2.1, 2)])
+def test_a_block_whose_neurons_are_alike_is_left_whole(largest: float, split: int, graph: Path) -> None:
+    model = load_graph(graph)
+    value = feed_forward_blocks(model)[0].down.inputs[0]
+    assert value is not None
+    assert value.name is not None
+    maximum = np.ones(128, dtype=np.float32)
+    maximum[5] = largest
+    statistics = {value.name: ActivationStatistics(-maximum / 10, maximum)}
+    assert len(split_outlier_neurons(model, statistics, 2)) == split
+
+
 def test_smoothing_is_exact(graph: Path, tmp_path: Path) -> None:
     for name in "abc":
         (tmp_path / name).mkdir()
