@@ -29,8 +29,9 @@ SESSION_FACTOR, SESSION_BASE_BYTES = 2, 60_000_000
 """Memory of an open session: its weights twice (as read, and packed for the kernels), and its arena."""
 OPEN_FACTOR, OPEN_BASE_BYTES = 3, 600_000_000
 """Sessions are open at the same time up to three times the float graph's bytes and this: compiling must fit a laptop."""
-QUICK = 0.3
-"""Share of the recipe's seconds per point that a quick race takes."""
+QUICK, QUICK_ROUNDS = 0.3, 4
+"""Share of the recipe's seconds per point that a quick race takes, and the fewest rounds of it."""
+ROUNDS = 7
 PATIENCE = 4.0
 """The final race may take this many times its seconds while a timing is not stable: a busy spell of the machine passes."""
 REMATCHES = 2
@@ -66,12 +67,12 @@ def quick_race(floats: Mapping[str, Entrant], candidates: Mapping[str, Entrant],
         ctx: of the stage: workload, seconds per point and progress.
     """
     ctx.progress.step(f"timing the float graph{'s' if len(floats) > 1 else ''}: {', '.join(floats)}")
-    timed = _time(floats, ctx, share=QUICK)
+    timed = _time(floats, ctx, share=QUICK, min_rounds=QUICK_ROUNDS)
     parent = min(floats, key=lambda name: _geometric_mean([times[name].p50 for times in timed.values()]))
     results = {name: _against(parent, name, timed) for name in floats}
     for group in _groups(floats[parent], candidates):
         ctx.progress.step(f"timing {', '.join(group)}")
-        timed = _time({parent: floats[parent], **group}, ctx, share=QUICK)
+        timed = _time({parent: floats[parent], **group}, ctx, share=QUICK, min_rounds=QUICK_ROUNDS)
         results |= {name: _against(parent, name, timed) for name in group}
     return RaceResult(parent, results)
 
@@ -147,7 +148,7 @@ def _session_bytes(entrant: Entrant) -> int:
 
 
 def _time(
-    entrants: Mapping[str, Entrant], ctx: StageContext, *, share: float, patience: float = 1.0
+    entrants: Mapping[str, Entrant], ctx: StageContext, *, share: float, patience: float = 1.0, min_rounds: int = ROUNDS
 ) -> dict[Point, dict[str, Timing]]:
     """Samples by point of the workload and entrant; ``share`` times as long as the recipe says for each entrant."""
     max_length = ctx.artifacts["export"].contract.text.max_length
@@ -165,7 +166,9 @@ def _time(
             )
             for name, runner in runners.items()
         }
-        timed[point] = interleaved(calls, seconds=seconds, pause_s=PAUSE_S, settle_s=SETTLE_S, patience=patience)
+        timed[point] = interleaved(
+            calls, seconds=seconds, min_rounds=min_rounds, pause_s=PAUSE_S, settle_s=SETTLE_S, patience=patience
+        )
     return timed
 
 
