@@ -35,7 +35,7 @@ from hfaccel.report.wording import (
     significant,
 )
 
-ROLES = ("query", "key", "value", "output", "up", "down")
+ROLES = ("query, key, value", "query", "key", "value", "output", "up", "down")
 BADGES = {"shipped": "● ", "held": "○ ", "refused": "✕ ", "not-built": "- "}
 WIDE_PLOT, HALF_PLOT, NARROW_PLOT = (1200, 400), (610, 380), (362, 380)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,9 @@ from hfaccel.stages.race import Entrant, final_race, with_timings
 if TYPE_CHECKING:
     from hfaccel.artifact.artifact import Artifact
     from hfaccel.stages.base import StageContext
+
+BUSY = 1.5
+"""A float graph that takes this many times what it took in the quick race runs on a busy machine."""
 
 
 def race_finalists(judged: Sequence[Candidate], quantized: Artifact, ctx: StageContext) -> list[Candidate]:
@@ -34,8 +38,16 @@ def race_finalists(judged: Sequence[Candidate], quantized: Artifact, ctx: StageC
     holding.sort(key=lambda item: -merit(item, ctx.recipe.measure.objective))
     entrants = {item.name: Entrant(graph_path(item, quantized, ctx), item.session, item.size_bytes) for item in holding}
     float_entrant = Entrant(quantized.graph_path, floating.session, floating.size_bytes)
-    timings = final_race(FLOAT_PARENT, float_entrant, entrants, ctx)
+    quick = {item.point: item.candidate_ms for item in floating.timings}
+    raced = final_race(FLOAT_PARENT, float_entrant, entrants, ctx)
+    timings = {name: tuple(_unless_busy(item, quick) for item in items) for name, items in raced.items()}
     return [_raced(item, timings.get(item.name), limit) if item.reason is None else item for item in judged]
+
+
+def _unless_busy(timing: PointTiming, quick_float_ms: Mapping[str, float]) -> PointTiming:
+    """The timing, not stable if the float graph took much longer than in the quick race: other work on the machine slows engines unequally."""
+    calm_ms = BUSY * quick_float_ms.get(timing.point, math.inf)
+    return replace(timing, stable=timing.stable and timing.parent_ms <= calm_ms)
 
 
 def _raced(candidate: Candidate, timings: tuple[PointTiming, ...] | None, limit_ms: float | None) -> Candidate:
