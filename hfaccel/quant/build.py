@@ -159,6 +159,12 @@ def quantize_graph(
             hint="the recipe was made for another model or with other library versions: search again with the original recipe",
         )
     nodes = [name for name in prepared.matmuls if name not in left_out]
+    if not nodes and prepared.matmuls:
+        raise RecipeError(
+            "every MatMul stays in float: nothing is left to quantize",
+            where=f"quantize.ladder, {rung.name}: float_matmuls",
+            hint="leave the rung out of the ladder, the float graph competes anyway",
+        )
     if rung.scheme == "weight-only":
         path = write_weight_only(rung, prepared.model, nodes, folder)
         return BuiltCandidate(path, tuple(nodes), tuple(kept_float), prepared.split)

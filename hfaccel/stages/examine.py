@@ -69,12 +69,17 @@ class Examiner:
         self._slices = find_slices(self._ordered, contract.labels, contract.task, contract.problem_type)
         self._source: Evaluation = evaluate(Model(source, tokenizer, contract), self._ordered)
 
-    def examine(self, runner: Runner) -> Finding:
-        """Run a graph over as much of the data as it takes, and judge it."""
+    def examine(self, runner: Runner, *, error_share: float = 1.0) -> Finding:
+        """Run a graph over as much of the data as it takes, and judge it.
+
+        Args:
+            runner: the graph.
+            error_share: how much of the 5 % this verdict may err with, where it is one of several on the same data.
+        """
         model = Model(runner, self._tokenizer, self._contract)
         first = replace(self.dataset, examples=self.dataset.examples[:INVARIANCE_TEXTS])
         invariance = smallest_batch_cosine(model, encode_dataset(model, first)[:INVARIANCE_TEXTS])
-        verdict = self._judge(model)
+        verdict = self._judge(model, error_share)
         if not verdict.passed:
             return Finding(verdict, invariance, verdict.reason, explain(verdict, self._limits))
         if invariance < self._limits.batch_invariance:
@@ -83,9 +88,9 @@ class Examiner:
             return Finding(verdict, invariance, "batch-variant", detail)
         return Finding(verdict, invariance, None, "")
 
-    def _judge(self, model: Model) -> Verdict:
+    def _judge(self, model: Model, error_share: float) -> Verdict:
         """The verdict of the first look that decides."""
-        first, *others = self._looks
+        first, *others = (replace(look, accept_error=look.accept_error * error_share) for look in self._looks)
         seen = evaluate(model, self._part(0, first.examples))
         verdict, before = self._verdict(seen, first), first.examples
         for look in others:

@@ -124,11 +124,11 @@ def _search(
     )
     errors = dict(ranking)
 
-    def holds(kept_float: frozenset[str]) -> bool:
+    def holds(kept_float: frozenset[str], error_share: float) -> bool:
         known = journal.known_trial(kept_float)
         if known is None:
             switched.switch_on([matmul for matmul in prepared.matmuls if matmul not in kept_float])
-            finding = examiner.examine(switched)
+            finding = examiner.examine(switched, error_share=error_share)
             known = finding.reason is None
             journal.add_trial(kept_float, known)
             outcome = "holds" if known else finding.detail
@@ -146,8 +146,8 @@ def _search(
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         built = quantize_graph(rung, prepared, [(item, errors[item]) for item in kept], weight_bits=weight_bits, folder=folder)
-        finding = examiner.examine(open_graph(built.path, missed.session))
-        if finding.reason is None or not spare:
+        finding = examiner.examine(open_graph(built.path, missed.session), error_share=found.error_share)
+        if finding.reason is None or len(spare) <= 1:  # with none in 8 bit it would be the float graph
             break
         kept.append(spare.pop(0))
     shutil.rmtree(scratch, ignore_errors=True)

@@ -127,6 +127,24 @@ def test_a_recipe_for_another_model_is_refused_by_name(
     assert "the recipe was made for another model" in dropped["detail"]
 
 
+def test_a_rung_with_nothing_left_to_quantize_is_not_built(
+    searched: hfaccel.pipeline.CompileResult, planted: Path, texts: Path, tmp_path: Path
+) -> None:
+    everything = [item["name"] for item in searched.manifest["candidates"][0]["matmuls"]]
+    ladder = f"quantize.ladder=[{{name: none-left, scheme: dynamic, graph: optimized, float_matmuls: [{', '.join(everything)}]}}]"
+    result = hfaccel.compile(
+        planted,
+        output=tmp_path / "out",
+        task="feature-extraction",
+        data=texts,
+        target=OFF_TARGET,
+        overrides=(*NOT_FUSED[1:], ladder),
+    )
+    dropped = next(item for item in result.manifest["candidates"] if item["name"] == "none-left")
+    assert (result.manifest["chosen"], dropped["reason"]) == ("float", "build-failed")
+    assert "every MatMul stays in float: nothing is left to quantize" in dropped["detail"]
+
+
 class Recorder(SilentProgress):
     def __init__(self) -> None:
         super().__init__()

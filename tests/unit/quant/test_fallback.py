@@ -20,24 +20,40 @@ def search(
     """Search with a gate that holds when all fragile MatMuls are in float, and the sets that were tried."""
     tried: list[frozenset[str]] = []
 
-    def holds(kept: frozenset[str]) -> bool:
+    def holds(kept: frozenset[str], error_share: float) -> bool:
+        assert 0 < error_share <= 0.5
         tried.append(kept)
         return fragile <= kept
 
     return find_float_set(ranking, holds, lambda: len(tried) >= limit), tried
 
 
-def test_nothing_fragile_needs_one_trial() -> None:
+def test_nothing_fragile_is_found_by_halving_down_to_none() -> None:
     found, tried = search(set())
-    assert found == Fallback((), 1, complete=True)
-    assert tried == [frozenset()]
+    assert found == Fallback((), 7, complete=True, error_share=0.5)
+    assert [len(kept) for kept in tried] == [27, 18, 9, 4, 2, 1, 0]
 
 
 def test_two_fragile_ones_are_found_exactly() -> None:
     found, tried = search({NAMES[0], NAMES[1]})
     assert found is not None
     assert found.kept_float == (NAMES[0], NAMES[1])
-    assert len(tried) <= 5
+    assert len(tried) <= 7
+
+
+def test_trials_share_the_error_of_one_verdict() -> None:
+    """The halving errs no more often than one of its trials; the others' shares add up to no more than the other half."""
+    fragile, halving, other = set(NAMES[3:12:2]), [], []
+
+    def holds(kept: frozenset[str], error_share: float) -> bool:
+        (halving if error_share == 0.5 else other).append(error_share)
+        return fragile <= kept
+
+    found = find_float_set(NAMES, holds, never)
+    assert found is not None
+    assert set(found.kept_float) == fragile
+    assert len(halving) == 3  # 27 and 18 in float hold, 9 do not
+    assert sum(other) <= 0.5
 
 
 @given(st.sets(st.sampled_from(NAMES), max_size=6), st.permutations(NAMES))
@@ -53,11 +69,12 @@ def test_whatever_the_ranking_the_set_is_exactly_the_fragile_ones(fragile: set[s
 def test_with_errors_that_add_up_no_member_can_be_taken_back(budget: float, errors: list[float]) -> None:
     weights = dict(zip(NAMES, sorted(errors, reverse=True), strict=False))
 
-    def holds(kept: frozenset[str]) -> bool:
+    def holds(kept: frozenset[str], _: float = 1.0) -> bool:
         return sum(error for name, error in weights.items() if name not in kept) <= budget
 
     found = find_float_set(tuple(weights), holds, never)
-    assert found is not None
+    if found is None:
+        return  # only with all in float
     assert holds(frozenset(found.kept_float))
     assert not any(holds(frozenset(found.kept_float) - {name}) for name in found.kept_float)
 
@@ -71,4 +88,4 @@ def test_when_time_runs_out_the_best_so_far_holds(fragile: set[str], limit: int)
 
 
 def test_a_gate_that_never_holds_ends() -> None:
-    assert find_float_set(NAMES, lambda _: False, never) is None
+    assert find_float_set(NAMES, lambda _kept, _share: False, never) is None
