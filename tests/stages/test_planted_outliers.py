@@ -17,7 +17,7 @@ import hfaccel
 PROGRAM = Path(__file__).resolve().parent.parent / "real" / "planted.py"
 OFF_TARGET = "cpu-arm-dotprod"
 """Another target than any host of these tests: nothing is timed, so no candidate is dropped for its speed."""
-SEEDS = (0, 3, 4)
+SEEDS = (0, 3)
 SIZES = {"hidden": 64, "layers": 2, "heads": 4, "intermediate": 256, "words": 500, "channels": 2, "longest": 16}
 BUDGET, MIN_COSINE = 0.02, 0.995
 EXAMPLES = {"text-classification": 500, "feature-extraction": 200}
