@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from hfaccel.measure.timing import Speedup, Timing, compare, interleaved, stay_awake
+from hfaccel.measure.timing import PATIENCE, SETTLE_S, Speedup, Timing, compare, interleaved, stay_awake
 from hfaccel.measure.workload import Point
 
 if TYPE_CHECKING:
@@ -24,10 +24,6 @@ COLUMNS = ("workload", "what", "engine", "p50 ms", "p95 ms", "p99 ms", "examples
 
 # Worker threads must stop spinning before the next one's turn; those of onnxruntime were seen to spin for 40 ms after a run.
 PAUSE_S = 0.06
-SETTLE_S = 0.01
-"""Contenders with shorter runs than this warm up that long in each turn, see :mod:`hfaccel.measure.timing`."""
-PATIENCE = 4.0
-"""A point may take this many times its seconds while a timing is not stable: a busy spell of the machine passes."""
 
 
 @dataclass(frozen=True)

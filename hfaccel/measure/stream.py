@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfaccel.errors import DataError
-from hfaccel.measure.bench import NOT_STABLE, PATIENCE, PAUSE_S, drop_failing
+from hfaccel.measure.bench import NOT_STABLE, PAUSE_S, drop_failing
 from hfaccel.measure.contenders import complete
-from hfaccel.measure.timing import Speedup, Timing, compare, interleaved
+from hfaccel.measure.timing import PATIENCE, Speedup, Timing, compare, interleaved
 from hfaccel.runtime.model import Model
 from hfaccel.runtime.tokenizer import Text
 

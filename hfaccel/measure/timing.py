@@ -20,6 +20,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+MIN_ROUNDS = 7
+SETTLE_S = 0.01
+"""What compares engines lets runs shorter than this warm up that long in each turn."""
+PATIENCE = 4.0
+"""What must be right may take this many times its seconds while a timing is not stable: a busy spell of the machine passes."""
+
 _WINDOWS = 5
 _WINDOWS_JUDGED = 3
 _SMALLEST_WINDOW = 2
@@ -116,7 +122,7 @@ def interleaved(
     runners: Mapping[str, Callable[[], None]],
     *,
     seconds: float,
-    min_rounds: int = 7,
+    min_rounds: int = MIN_ROUNDS,
     max_rounds: int = 400,
     warmup_rounds: int = 2,
     pause_s: float = 0.0,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hfaccel.rewrites.graphs import new_initializer
+from hfaccel.rewrites.graphs import computed_input, constant_input, new_initializer
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -29,8 +29,8 @@ def fold_attention_scale(model: onnx_ir.Model) -> int:
 def _fold(model: onnx_ir.Model, scaling: onnx_ir.Node) -> int:
     from onnx_ir.convenience import replace_all_uses_with
 
-    scaled = next((value for value in scaling.inputs if value is not None and value.const_value is None), None)
-    factor = next((value.const_value for value in scaling.inputs if value is not None and value.const_value is not None), None)
+    scaled, constant = computed_input(scaling), constant_input(scaling)
+    factor = constant.const_value if constant is not None else None
     if scaled is None or factor is None or factor.size != 1 or scaling.outputs[0].is_graph_output():
         return 0
     parts = _projection(scaled, scaling)
@@ -38,11 +38,10 @@ def _fold(model: onnx_ir.Model, scaling: onnx_ir.Node) -> int:
         return 0
     number = factor.numpy().reshape(())
     for node in parts:
-        position = next(index for index, value in enumerate(node.inputs) if value is not None and value.const_value is not None)
-        constant = node.inputs[position]
-        assert constant is not None and constant.const_value is not None
+        constant = constant_input(node)
+        assert constant is not None and constant.const_value is not None  # _projection saw it
         array = np.asarray(constant.const_value.numpy() * number, dtype=constant.const_value.numpy().dtype)
-        node.replace_input_with(position, new_initializer(model, f"{node.name}_scaled_constant", array))
+        node.replace_input_with(node.inputs.index(constant), new_initializer(model, f"{node.name}_scaled_constant", array))
     replace_all_uses_with(scaling.outputs[0], scaled)
     model.graph.remove(scaling, safe=True)
     return 1
@@ -53,7 +52,7 @@ def _projection(value: onnx_ir.Value, reader: onnx_ir.Node) -> tuple[onnx_ir.Nod
     found: list[onnx_ir.Node] = []
     while True:
         node = value.producer()
-        users = {user for user, position in value.uses() if user.op_type != "Shape"}
+        users = {user for user, _ in value.uses() if user.op_type != "Shape"}
         if node is None or users != {reader} or value.is_graph_output() or node.domain not in ("", "ai.onnx"):
             return None
         constants = [item for item in node.inputs if item is not None and item.const_value is not None]
@@ -64,7 +63,7 @@ def _projection(value: onnx_ir.Value, reader: onnx_ir.Node) -> tuple[onnx_ir.Nod
             found.append(node)
         elif node.op_type not in _LAYOUT:
             return None
-        left = next((item for item in node.inputs if item is not None and item.const_value is None), None)
+        left = computed_input(node)
         if left is None or (node.op_type in _LAYOUT and node.inputs[0] is not left):
             return None
         value, reader = left, node

@@ -62,6 +62,16 @@ def operator_counts(model: onnx_ir.Model) -> dict[str, int]:
     return dict(Counter(node.op_type for node in model.graph.all_nodes()).most_common())
 
 
+def constant_input(node: onnx_ir.Node) -> onnx_ir.Value | None:
+    """The first constant that a node reads, or None."""
+    return next((value for value in node.inputs if value is not None and value.const_value is not None), None)
+
+
+def computed_input(node: onnx_ir.Node) -> onnx_ir.Value | None:
+    """The first value that a node reads and that is no constant, or None."""
+    return next((value for value in node.inputs if value is not None and value.const_value is None), None)
+
+
 def new_initializer(model: onnx_ir.Model, name: str, array: object) -> onnx_ir.Value:
     """Register a constant; the name must be new in the graph."""
     import numpy as np

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from hfaccel.rewrites.graphs import new_initializer
+
 if TYPE_CHECKING:
     import onnx_ir
 
@@ -118,11 +120,7 @@ def _first_position(model: onnx_ir.Model, value: onnx_ir.Value, *, before: onnx_
     import onnx_ir
 
     def constant(suffix: str, number: int) -> onnx_ir.Value:
-        name = f"{value.name}_first_position_{suffix}"
-        made = onnx_ir.Value(name=name, const_value=onnx_ir.tensor(np.array([number], dtype=np.int64), name=name))
-        made.shape, made.dtype = onnx_ir.Shape([1]), onnx_ir.DataType.INT64
-        model.graph.register_initializer(made)
-        return made
+        return new_initializer(model, f"{value.name}_first_position_{suffix}", np.array([number], dtype=np.int64))
 
     inputs = [value, constant("start", 0), constant("end", 1), constant("axis", 1)]
     node = onnx_ir.node("Slice", inputs, num_outputs=1, name=f"{value.name}_first_position")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hfaccel.rewrites.graphs import new_initializer
+from hfaccel.rewrites.graphs import constant_input, new_initializer
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -50,14 +50,10 @@ def _bias_of(node: onnx_ir.Node) -> onnx_ir.Node | None:
         or users[0].domain not in ("", "ai.onnx")
     ):
         return None
-    bias = _constant_input(users[0])
+    bias = constant_input(users[0])
     if bias is None or bias.const_value is None or list(bias.const_value.shape) != [weight.const_value.shape[1]]:
         return None
     return users[0]
-
-
-def _constant_input(node: onnx_ir.Node) -> onnx_ir.Value | None:
-    return next((value for value in node.inputs if value is not None and value.const_value is not None), None)
 
 
 def _pack(model: onnx_ir.Model, source: onnx_ir.Value, group: list[tuple[onnx_ir.Node, onnx_ir.Node]]) -> int:
@@ -65,7 +61,7 @@ def _pack(model: onnx_ir.Model, source: onnx_ir.Value, group: list[tuple[onnx_ir
     from onnx_ir.convenience import replace_all_uses_with
 
     weights = [_array(product.inputs[1]) for product, _ in group]
-    biases = [_array(_constant_input(bias)) for _, bias in group]
+    biases = [_array(constant_input(bias)) for _, bias in group]
     if len({array.dtype for array in (*weights, *biases)}) != 1 or source.shape is None:
         return 0
     name = f"{group[0][0].name}{PACKED_SUFFIX}"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from hfaccel.artifact.contract import SessionSettings
 from hfaccel.measure.host import physical_cores
-from hfaccel.measure.timing import Timing, compare, interleaved
+from hfaccel.measure.timing import MIN_ROUNDS, PATIENCE, SETTLE_S, Timing, compare, interleaved
 from hfaccel.measure.workload import Point, fit_workload, make_feeds, parse_workload
 from hfaccel.runtime.engines import open_graph
 from hfaccel.stages.candidates import Candidate, PointTiming
@@ -23,17 +23,12 @@ if TYPE_CHECKING:
 
 PAUSE_S = 0.002
 """Between runs; enough, because sessions in the race stop spinning when a run ends (else each disturbs the next for 40 ms)."""
-SETTLE_S = 0.01
-"""Short runs warm up that long in each turn, see :mod:`hfaccel.measure.timing`."""
 SESSION_FACTOR, SESSION_BASE_BYTES = 2, 60_000_000
 """Memory of an open session: its weights twice (as read, and packed for the kernels), and its arena."""
 OPEN_FACTOR, OPEN_BASE_BYTES = 3, 600_000_000
 """Sessions are open at the same time up to three times the float graph's bytes and this: compiling must fit a laptop."""
 QUICK, QUICK_ROUNDS = 0.3, 4
 """Share of the recipe's seconds per point that a quick race takes, and the fewest rounds of it."""
-ROUNDS = 7
-PATIENCE = 4.0
-"""The final race may take this many times its seconds while a timing is not stable: a busy spell of the machine passes."""
 REMATCHES = 2
 """How often a race against the float graph is run again, longer, while its bounds lie on both sides of 1."""
 
@@ -148,7 +143,7 @@ def _session_bytes(entrant: Entrant) -> int:
 
 
 def _time(
-    entrants: Mapping[str, Entrant], ctx: StageContext, *, share: float, patience: float = 1.0, min_rounds: int = ROUNDS
+    entrants: Mapping[str, Entrant], ctx: StageContext, *, share: float, patience: float = 1.0, min_rounds: int = MIN_ROUNDS
 ) -> dict[Point, dict[str, Timing]]:
     """Samples by point of the workload and entrant; ``share`` times as long as the recipe says for each entrant."""
     max_length = ctx.artifacts["export"].contract.text.max_length

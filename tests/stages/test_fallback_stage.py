@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -73,7 +74,12 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def searched(planted: Path, texts: Path, tmp_path_factory: pytest.TempPathFactory) -> hfaccel.pipeline.CompileResult:
     output = tmp_path_factory.mktemp("searched") / "out"
-    return hfaccel.compile(planted, output=output, task="feature-extraction", data=texts, target=OFF_TARGET, overrides=NOT_FUSED)
+    return compile_planted(planted, texts, output, overrides=NOT_FUSED)
+
+
+def compile_planted(planted: Path, texts: Path, output: Path, **options: Any) -> hfaccel.pipeline.CompileResult:
+    """Off the target, where nothing is timed."""
+    return hfaccel.compile(planted, output=output, task="feature-extraction", data=texts, target=OFF_TARGET, **options)
 
 
 def test_exactly_the_two_fragile_ones_return_to_float(searched: hfaccel.pipeline.CompileResult) -> None:
@@ -105,14 +111,7 @@ def readers_of_fragile_neurons(folder: Path) -> set[str]:
 def test_the_recipe_repeats_the_model_byte_for_byte_without_a_search(
     searched: hfaccel.pipeline.CompileResult, planted: Path, texts: Path, tmp_path: Path
 ) -> None:
-    again = hfaccel.compile(
-        planted,
-        output=tmp_path / "again",
-        task="feature-extraction",
-        data=texts,
-        target=OFF_TARGET,
-        recipe=searched.folder / "recipe.yaml",
-    )
+    again = compile_planted(planted, texts, tmp_path / "again", recipe=searched.folder / "recipe.yaml")
     assert (again.folder / "model.onnx").read_bytes() == (searched.folder / "model.onnx").read_bytes()
     assert [item["name"] for item in again.manifest["candidates"]] == ["dynamic-per-channel-fallback", "float"]
 
@@ -132,14 +131,7 @@ def test_a_rung_with_nothing_left_to_quantize_is_not_built(
 ) -> None:
     everything = [item["name"] for item in searched.manifest["candidates"][0]["matmuls"]]
     ladder = f"quantize.ladder=[{{name: none-left, scheme: dynamic, graph: optimized, float_matmuls: [{', '.join(everything)}]}}]"
-    result = hfaccel.compile(
-        planted,
-        output=tmp_path / "out",
-        task="feature-extraction",
-        data=texts,
-        target=OFF_TARGET,
-        overrides=(*NOT_FUSED[1:], ladder),
-    )
+    result = compile_planted(planted, texts, tmp_path / "out", overrides=(*NOT_FUSED[1:], ladder))
     dropped = next(item for item in result.manifest["candidates"] if item["name"] == "none-left")
     assert (result.manifest["chosen"], dropped["reason"]) == ("float", "build-failed")
     assert "every MatMul stays in float: nothing is left to quantize" in dropped["detail"]
@@ -184,14 +176,9 @@ def test_a_compile_killed_while_it_ranks_goes_on_where_it_stopped(
     runs, progress = Runs(monkeypatch), Recorder()
 
     def again() -> hfaccel.pipeline.CompileResult:
-        return hfaccel.compile(
-            planted,
-            output=tmp_path / "out",
-            task="feature-extraction",
-            data=texts,
-            target=OFF_TARGET,
-            overrides=(*NOT_FUSED, "accuracy.resamples=500"),  # another result of the stage than that in the cache
-            progress=progress,
+        # another result of the stage than that in the cache
+        return compile_planted(
+            planted, texts, tmp_path / "out", overrides=(*NOT_FUSED, "accuracy.resamples=500"), progress=progress
         )
 
     runs.lifetime = 17  # of the 20 runs on two batches by layer
