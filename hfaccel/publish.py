@@ -83,7 +83,12 @@ def _pinned_ladder(recipe: Recipe, chosen: Candidate) -> tuple[Rung, ...]:
     if rung is None:
         return ()
     kept = tuple(name for name, _ in chosen.kept_float)
-    found = {"keep_float": 0, "float_matmuls": kept, "inference_precision": chosen.session.inference_precision}
+    found = {
+        "keep_float": 0,
+        "float_matmuls": kept,
+        "blockwise_matmuls": chosen.blockwise,
+        "inference_precision": chosen.session.inference_precision,
+    }
     return (rung.model_copy(update={"name": chosen.name, **found}),)
 
 

@@ -20,7 +20,7 @@ from hfaccel.quant.scheme import EXTERNAL_DATA_FROM_BYTES, embedding_lookups, ma
 from hfaccel.quant.sensitivity import rank_by_sensitivity
 from hfaccel.quant.smooth import smooth_activations
 from hfaccel.quant.switches import EightBitTrips, RoundTrips, SwitchedGraph
-from hfaccel.quant.weight_only import BlockwiseTrips, write_weight_only
+from hfaccel.quant.weight_only import BlockwiseTrips, save_compact, store_in_blocks, write_weight_only
 from hfaccel.rewrites.drop_unused import drop_unused
 from hfaccel.rewrites.graphs import GRAPH_NAME, load_graph, save_graph
 
@@ -39,7 +39,7 @@ class BuiltCandidate:
 
     Attributes:
         path: the graph.
-        quantized: names of the MatMuls that are no longer in float.
+        quantized: names of the MatMuls that are no longer in float, those in blocks among them.
         kept_float: names of those left in float, most sensitive first, with their measured error.
         split_neurons: MatMuls of split-off outlier neurons (always float).
     """
@@ -150,14 +150,8 @@ def quantize_graph(
     rung: Rung, prepared: PreparedGraph, kept_float: Sequence[tuple[str, float]], *, weight_bits: int, folder: Path
 ) -> BuiltCandidate:
     """Write the prepared graph with all MatMuls but ``kept_float`` (names with their measured errors) quantized to ``folder``."""
-    left_out = {name for name, _ in kept_float}
-    unknown = left_out - set(prepared.matmuls)
-    if unknown:
-        raise RecipeError(
-            f"the graph has no MatMul {sorted(unknown)[0]!r}",
-            where=f"quantize.ladder, {rung.name}: float_matmuls",
-            hint="the recipe was made for another model or with other library versions: search again with the original recipe",
-        )
+    _check_known(rung, prepared)
+    left_out = {name for name, _ in kept_float}.union(rung.blockwise_matmuls)
     nodes = [name for name in prepared.matmuls if name not in left_out]
     if not nodes and prepared.matmuls:
         raise RecipeError(
@@ -177,7 +171,34 @@ def quantize_graph(
         else:
             _quantize_static(rung, source, nodes, prepared.ranges, output, weight_bits=weight_bits)
     shutil.rmtree(scratch, ignore_errors=True)
-    return BuiltCandidate(output, tuple(nodes), tuple(kept_float), prepared.split)
+    if rung.blockwise_matmuls:
+        write_blocks(rung, output, rung.blockwise_matmuls, folder)
+    return BuiltCandidate(output, (*nodes, *rung.blockwise_matmuls), tuple(kept_float), prepared.split)
+
+
+def write_blocks(rung: Rung, graph: Path, names: Collection[str], folder: Path) -> Path:
+    """Write a graph with the named MatMuls, which are in float, stored in blocks as the scheme ``weight-only`` does.
+
+    Args:
+        rung: its bits and block size.
+        graph: quantized but for these MatMuls.
+        names: of the MatMuls.
+        folder: receives the graph; it may be the one that ``graph`` lies in.
+    """
+    model = load_graph(graph)
+    store_in_blocks(rung, model, names)
+    return save_compact(model, folder)
+
+
+def _check_known(rung: Rung, prepared: PreparedGraph) -> None:
+    for field in ("float_matmuls", "blockwise_matmuls"):
+        unknown = set(getattr(rung, field)) - set(prepared.matmuls)
+        if unknown:
+            raise RecipeError(
+                f"the graph has no MatMul {sorted(unknown)[0]!r}",
+                where=f"quantize.ladder, {rung.name}: {field}",
+                hint="the recipe was made for another model or with other library versions: search again with the original recipe",
+            )
 
 
 def first_texts(batches: Sequence[Feeds]) -> list[Feeds]:

@@ -92,17 +92,28 @@ def write_weight_only(rung: Rung, floating: onnx_ir.Model, names: Collection[str
         names: of MatMuls with a constant weight; all others stay in float.
         folder: receives ``model.onnx``.
     """
-    import onnx_ir
-
     model = floating.clone()
+    store_in_blocks(rung, model, names)
+    if rung.quantize_embeddings:
+        _quantize_tables(model, rung)
+        drop_unused(model)
+    return save_compact(model, folder)
+
+
+def store_in_blocks(rung: Rung, model: onnx_ir.Model, names: Collection[str]) -> None:
+    """Make the named MatMuls of a graph, each with a float weight, ``MatMulNBits`` in place."""
     stored: dict[str, list[onnx_ir.Value]] = {}
     for node in model.graph:
         if node.name in names:
             _to_blocks(model, node, rung, stored)
-    if rung.quantize_embeddings:
-        _quantize_tables(model, rung)
     model.graph.opset_imports[DOMAIN] = 1
     drop_unused(model)
+
+
+def save_compact(model: onnx_ir.Model, folder: Path) -> Path:
+    """Write a graph with its weights in one file where it fits, else with external data; ``model`` is not to be used again."""
+    import onnx_ir
+
     constants = (value.const_value for value in model.graph.initializers.values())
     if sum(tensor.nbytes for tensor in constants if tensor is not None) > EXTERNAL_DATA_FROM_BYTES:
         return save_graph(model, folder)

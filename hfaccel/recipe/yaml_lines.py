@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import yaml
 
 from hfaccel.errors import RecipeError
+
+_BOOL = "tag:yaml.org,2002:bool"
 
 
 @dataclass(frozen=True)
@@ -27,13 +30,25 @@ class YamlDocument:
 
 
 class _Loader(yaml.SafeLoader):
-    """The safe loader without aliases: a few lines of aliases can expand to gigabytes, and ``extends`` does their job."""
+    """The safe loader without aliases, and with the words of YAML 1.2 for truth values.
+
+    A few lines of aliases can expand to gigabytes, and ``extends`` does their job. YAML 1.1 takes ``off`` for false, which is a
+    value of its own here.
+    """
+
+    yaml_implicit_resolvers = {  # noqa: RUF012  # the base class declares it so
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != _BOOL]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.events.AliasEvent):
             event = self.peek_event()  # type: ignore[no-untyped-call]
             raise yaml.constructor.ConstructorError(None, None, "aliases (*name) are not allowed in recipes", event.start_mark)
         return super().compose_node(parent, index)
+
+
+_Loader.add_implicit_resolver(_BOOL, re.compile(r"(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
 
 
 def join_path(parent: str, key: object) -> str:

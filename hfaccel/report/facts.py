@@ -212,6 +212,8 @@ def waterfall(manifest: Manifest) -> Iterator[Step]:
         )
         if winner["kept_float"]:
             what += f", {len(winner['kept_float'])} kept in float"
+        if winner.get("blockwise"):
+            what += f", {len(winner['blockwise'])} of the {winner['precision']} ones in blocks"
         yield Step("quantize", what, times, winner["timings"], winner["size_bytes"], _harm(winner))
 
 

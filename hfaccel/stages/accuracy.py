@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from hfaccel.recipe.schema import Recipe
 
 NAME: StageName = "accuracy"
-REVISION = 6
+REVISION = 7
 LIBRARIES = ("torch", "transformers", "onnxruntime", "openvino", "tokenizers", "numpy", "scipy", "scikit-learn", "seqeval")
 GOLDEN_TEXTS = 4
 LIMIT_REASONS = ("size-over-limit", "p95-over-limit")

@@ -76,6 +76,7 @@ class Candidate:
         detail: the reason in words.
         quantized: how many MatMuls are in 8 bit.
         kept_float: those left in float for their sensitivity, worst first, with their measured error.
+        blockwise: those of a scheme with one scale per tensor or channel that are stored in blocks for their sensitivity.
         verdict: what the accuracy gate measured, once it did.
         pareto: whether it holds all gates, and no other that does is as good in speed, size and accuracy and better in one.
         matmuls: precision of each MatMul, of the candidate that ships only.
@@ -93,6 +94,7 @@ class Candidate:
     detail: str = ""
     quantized: int = 0
     kept_float: tuple[tuple[str, float], ...] = ()
+    blockwise: tuple[str, ...] = ()
     verdict: dict[str, Any] | None = None
     pareto: bool = False
     matmuls: tuple[MatMulPrecision, ...] = ()
@@ -110,6 +112,7 @@ class Candidate:
                 "session": SessionSettings.from_json(data["session"]),
                 "timings": tuple(PointTiming(**item) for item in data["timings"]),
                 "kept_float": tuple((name, error) for name, error in data["kept_float"]),
+                "blockwise": tuple(data["blockwise"]),
                 "matmuls": tuple(MatMulPrecision(**item) for item in data["matmuls"]),
             }
         )

@@ -28,7 +28,7 @@ def choose(judged: Sequence[Candidate], objective: Objective) -> Candidate | Non
         return next((item for item in left if item.name == FLOAT_PARENT), left[0] if left else None)
     best = max(merit(candidate, objective) for candidate in better)
     near = [candidate for candidate in better if merit(candidate, objective) >= best * (1 - NEAR_EQUAL)]
-    return min(near, key=_risk)
+    return min(near, key=risk)
 
 
 def rank(judged: Sequence[Candidate], chosen: Candidate, objective: Objective) -> list[Candidate]:
@@ -64,10 +64,17 @@ def pareto_set(judged: Sequence[Candidate]) -> frozenset[str]:
     )
 
 
+def risk(candidate: Candidate) -> tuple[float, float]:
+    """Upper bound of the loss, then distance of the outputs: smaller is safer."""
+    verdict = candidate.verdict or {}
+    losses = [float(loss["upper_bound"]) for loss in verdict.get("losses") or ()]
+    return max(losses, default=0.0), 1.0 - float(verdict.get("cosine_lower_bound") or 0.0)
+
+
 def _respects(candidate: Candidate) -> tuple[float, ...]:
     """More is better in each."""
     last = candidate.timings[-1].speedup if candidate.timings else 1.0
-    return (candidate.speedup, last, -float(candidate.size_bytes), *(-value for value in _risk(candidate)))
+    return (candidate.speedup, last, -float(candidate.size_bytes), *(-value for value in risk(candidate)))
 
 
 def _at_least(left: tuple[float, ...], right: tuple[float, ...]) -> bool:
@@ -81,13 +88,6 @@ def merit(candidate: Candidate, objective: Objective) -> float:
     if objective == "throughput" and candidate.timings:
         return candidate.timings[-1].speedup
     return candidate.speedup
-
-
-def _risk(candidate: Candidate) -> tuple[float, float]:
-    """Upper bound of the loss, then distance of the outputs: smaller is safer."""
-    verdict = candidate.verdict or {}
-    losses = [float(loss["upper_bound"]) for loss in verdict.get("losses") or ()]
-    return max(losses, default=0.0), 1.0 - float(verdict.get("cosine_lower_bound") or 0.0)
 
 
 def _why_not(candidate: Candidate, chosen: Candidate, objective: Objective) -> str:

@@ -10,7 +10,6 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hfaccel.artifact.contract import SessionSettings
@@ -29,7 +28,9 @@ from hfaccel.rewrites.graphs import GRAPH_NAME, graph_bytes
 from hfaccel.runtime.engines import open_graph
 from hfaccel.stages.calibrate import calibration_batches, data_batches
 from hfaccel.stages.candidates import FLOAT_PARENT, Candidate
+from hfaccel.stages.choice import risk
 from hfaccel.stages.journal import Journal
+from hfaccel.stages.mixed import return_to_blocks
 from hfaccel.stages.parents import FALLBACK_FOLDER, FALLBACK_SUFFIX, float_graphs
 from hfaccel.stages.precision_map import places_of
 from hfaccel.stages.race import Entrant, quick_race, with_timings
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from hfaccel.artifact.contract import Contract
     from hfaccel.quant.build import PreparedGraph
     from hfaccel.quant.calibration import ActivationStatistics, Feeds
+    from hfaccel.quant.fallback import Fallback
     from hfaccel.quant.sensitivity import Distance
     from hfaccel.recipe.schema import GraphScope, Rung
     from hfaccel.stages.base import StageContext
@@ -63,7 +65,9 @@ The second figure is for a search that is made when needed, where a quantized ca
 
 
 def search_fallbacks(judged: Sequence[Candidate], parent: Artifact, examiner: Examiner, ctx: StageContext) -> Iterator[Candidate]:
-    """Candidates with a few MatMuls in float, made of rungs that missed the gate, fastest rung first, until time is up.
+    """Candidates with a few MatMuls in float, made of rungs that missed the gate, nearest miss first, until time is up.
+
+    What misses by little needs few in float and is found soon; those after it are searched only where they could be faster.
 
     Args:
         judged: all candidates so far, with their reasons.
@@ -83,18 +87,20 @@ def search_fallbacks(judged: Sequence[Candidate], parent: Artifact, examiner: Ex
     missed = [item for item in judged if item.reason in ACCURACY_REASONS and item.name in rungs]
     batches = calibration_batches(ctx)
     statistics: dict[GraphScope, Mapping[str, ActivationStatistics]] = {}
-    for item in sorted(missed, key=lambda candidate: -candidate.speedup):
+    for item in sorted(missed, key=risk):
         rung = rungs[item.name]
-        if time.monotonic() > deadline or (ctx.on_target and item.speedup < best * worth_it):
+        if time.monotonic() > deadline:
             break
+        if ctx.on_target and item.speedup < best * worth_it:
+            continue
         if batches and rung.needs_calibration and rung.graph not in statistics:
             statistics[rung.graph] = _statistics(rung.graph, batches, parent, ctx)
         # Without calibration texts, those of the data serve for the ranking (their labels are not looked at).
         texts = batches or data_batches(examiner.dataset, ctx)
         calibration = CalibrationData(texts, statistics.get(rung.graph, {}))
-        made = _search(item, rung, calibration, parent, examiner, deadline, ctx)
-        yield made
-        best = max(best, made.speedup if made.reason is None else 0.0)
+        for made in _search(item, rung, calibration, parent, examiner, deadline, ctx):
+            yield made
+            best = max(best, made.speedup if made.reason is None else 0.0)
 
 
 def _search(
@@ -105,7 +111,7 @@ def _search(
     examiner: Examiner,
     deadline: float,
     ctx: StageContext,
-) -> Candidate:
+) -> Iterator[Candidate]:
     weight_bits = ctx.recipe.quantize.weight_bits
     name, scratch = missed.name + FALLBACK_SUFFIX, ctx.workdir / "scratch"
     candidate = replace(missed, name=name, graph="", timings=(), speedup=1.0, verdict=None, reason=None, detail="")
@@ -138,22 +144,40 @@ def _search(
     found = find_float_set(list(errors), holds, lambda: time.monotonic() > deadline)
     if found is None:
         shutil.rmtree(scratch, ignore_errors=True)
-        return replace(candidate, reason="no-float-set-found", detail=f"no set held the gate in {journal.trials} trials")
+        yield replace(candidate, reason="no-float-set-found", detail=f"no set held the gate in {journal.trials} trials")
+        return
+    fallback = _confirmed(candidate, rung, prepared, found, errors, examiner, ctx)
+    shutil.rmtree(scratch, ignore_errors=True)
+    yield _timed(fallback, parent, ctx)
+    if fallback.reason is None and fallback.kept_float and rung.scheme != "weight-only" and time.monotonic() < deadline:
+        yield _timed(return_to_blocks(fallback, rung, examiner, found.error_share, ctx), parent, ctx)
+
+
+def _confirmed(
+    candidate: Candidate,
+    rung: Rung,
+    prepared: PreparedGraph,
+    found: Fallback,
+    errors: Mapping[str, float],
+    examiner: Examiner,
+    ctx: StageContext,
+) -> Candidate:
+    """The candidate as it was found, built and examined, with a few more MatMuls in float where the built graph asks for them."""
     kept = list(found.kept_float)
     spare = [matmul for matmul in errors if matmul not in kept]
+    folder = ctx.workdir / FALLBACK_FOLDER / candidate.name
     for _ in range(CONFIRMATIONS + 1):
-        folder = ctx.workdir / FALLBACK_FOLDER / name
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        built = quantize_graph(rung, prepared, [(item, errors[item]) for item in kept], weight_bits=weight_bits, folder=folder)
-        finding = examiner.examine(open_graph(built.path, missed.session), error_share=found.error_share)
+        kept_float = [(matmul, errors[matmul]) for matmul in kept]
+        built = quantize_graph(rung, prepared, kept_float, weight_bits=ctx.recipe.quantize.weight_bits, folder=folder)
+        finding = examiner.examine(open_graph(built.path, candidate.session), error_share=found.error_share)
         if finding.reason is None or len(spare) <= 1:  # with none in 8 bit it would be the float graph
             break
         kept.append(spare.pop(0))
-    shutil.rmtree(scratch, ignore_errors=True)
-    candidate = replace(
+    return replace(
         candidate,
-        graph=f"{FALLBACK_FOLDER}/{name}/{GRAPH_NAME}",
+        graph=f"{FALLBACK_FOLDER}/{candidate.name}/{GRAPH_NAME}",
         size_bytes=graph_bytes(folder),
         quantized=len(built.quantized),
         kept_float=built.kept_float,
@@ -161,15 +185,14 @@ def _search(
         reason=finding.reason,
         detail=finding.detail,
     )
-    return _timed(candidate, parent, folder, ctx) if finding.reason is None else candidate
 
 
-def _timed(candidate: Candidate, parent: Artifact, folder: Path, ctx: StageContext) -> Candidate:
-    """The candidate with its speed against the float graph; off the target nothing is timed."""
-    if not ctx.on_target:
+def _timed(candidate: Candidate, parent: Artifact, ctx: StageContext) -> Candidate:
+    """The candidate, if it holds the gate, with its speed against the float graph; off the target nothing is timed."""
+    if not ctx.on_target or candidate.reason is not None:
         return candidate
     floating = Entrant(parent.graph_path, SessionSettings(), graph_bytes(parent.folder))
-    entrant = Entrant(folder / GRAPH_NAME, candidate.session, candidate.size_bytes)
+    entrant = Entrant(ctx.workdir / candidate.graph, candidate.session, candidate.size_bytes)
     timings = quick_race({FLOAT_PARENT: floating}, {candidate.name: entrant}, ctx).timings[candidate.name]
     return with_timings(candidate, timings, quick=True)
 

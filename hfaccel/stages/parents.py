@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from hfaccel.stages.base import StageContext
     from hfaccel.stages.candidates import Candidate
 
-FALLBACK_SUFFIX = "-fallback"
-"""Ends the name of a candidate that the search made of a rung."""
+FALLBACK_SUFFIX, MIXED_SUFFIX = "-fallback", "-mixed"
+"""End the names of candidates that the search made of a rung: with some MatMuls in float, and with some of those in blocks."""
 
 FALLBACK_FOLDER = "fallback"
 """Under the accuracy stage's folder: graphs that the search made; all others lie in the quantize artifact."""
@@ -29,7 +29,8 @@ def float_graphs(ctx: StageContext) -> dict[GraphScope, Artifact]:
 
 def rung_of(name: str, ladder: Sequence[Rung]) -> Rung | None:
     """The rung that the candidate of this name was made of; None for the float graph."""
-    return next((rung for rung in ladder if rung.name == name.removesuffix(FALLBACK_SUFFIX)), None)
+    made_of = name.removesuffix(FALLBACK_SUFFIX).removesuffix(MIXED_SUFFIX)
+    return next((rung for rung in ladder if rung.name in (name, made_of)), None)
 
 
 def graph_path(candidate: Candidate, quantized: Artifact, ctx: StageContext) -> Path:

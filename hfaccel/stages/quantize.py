@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from hfaccel.runtime.session import Runner
 
 NAME: StageName = "quantize"
-REVISION = 7
+REVISION = 8
 LIBRARIES = ("onnx", "onnx-ir", "onnxruntime", "openvino", "tokenizers", "numpy")
 
 GRAPHS = "graphs"
@@ -179,6 +179,7 @@ def _build(
         size_bytes=graph_bytes(folder),
         quantized=len(built.quantized),
         kept_float=built.kept_float,
+        blockwise=rung.blockwise_matmuls,
     )
     if not finite:
         return _dropped(made, "not-finite", "the graph gives NaN or infinity", ctx)

@@ -29,28 +29,35 @@ NOT_FUSED = (
 )
 
 
-def planted_bert(folder: Path) -> None:
-    """BERT of nine layers; in two of them a feed-forward neuron is 500 times as loud and its reader as deaf: the same function."""
+def planted_bert(
+    folder: Path,
+    *,
+    layers: int = LAYERS,
+    fragile: Sequence[int] = FRAGILE_LAYERS,
+    intermediate_size: int = 128,
+    loudness: float = 500,
+) -> None:
+    """BERT; in fragile layers a feed-forward neuron is so much louder and its reader as much deafer: the same function."""
     from transformers import BertConfig, BertModel
 
     torch.manual_seed(0)
     config = BertConfig(
         vocab_size=100,
         hidden_size=64,
-        num_hidden_layers=LAYERS,
+        num_hidden_layers=layers,
         num_attention_heads=4,
-        intermediate_size=128,
+        intermediate_size=intermediate_size,
         max_position_embeddings=64,
         hidden_act="relu",
     )
     model = BertModel(config, add_pooling_layer=False)
     with torch.no_grad():
-        for layer in FRAGILE_LAYERS:
+        for layer in fragile:
             block = model.encoder.layer[layer]
-            block.intermediate.dense.weight[5] *= 500
-            block.intermediate.dense.bias[5] = 500  # loud for every token
+            block.intermediate.dense.weight[5] *= loudness
+            block.intermediate.dense.bias[5] = loudness  # for every token
             block.output.dense.weight *= 8  # so that the feed-forward part matters in a random model
-            block.output.dense.weight[:, 5] /= 500
+            block.output.dense.weight[:, 5] /= loudness
     model.save_pretrained(folder)
 
 
@@ -114,6 +121,31 @@ def test_the_recipe_repeats_the_model_byte_for_byte_without_a_search(
     again = compile_planted(planted, texts, tmp_path / "again", recipe=searched.folder / "recipe.yaml")
     assert (again.folder / "model.onnx").read_bytes() == (searched.folder / "model.onnx").read_bytes()
     assert [item["name"] for item in again.manifest["candidates"]] == ["dynamic-per-channel-fallback", "float"]
+
+
+def test_what_blocks_suffice_for_need_not_stay_in_float(
+    texts: Path, tmp_path: Path, write_tokenizer: Callable[..., None]
+) -> None:
+    """The loud neuron costs its own block of 128 precision, and not the seven others."""
+    model = tmp_path / "model"
+    planted_bert(model, layers=2, fragile=(1,), intermediate_size=1024, loudness=30)
+    write_tokenizer(model)
+    smallest_that_holds = (*NOT_FUSED[1:], "accuracy.min_cosine=0.997", "measure.objective=size")
+    ladder = "quantize.ladder=[{name: first, scheme: dynamic, graph: optimized}]"
+    result = compile_planted(model, texts, tmp_path / "out", overrides=(*smallest_that_holds, ladder))
+    candidates = {item["name"]: item for item in result.manifest["candidates"]}
+    assert candidates["first"]["reason"] == "cosine-under-minimum"
+    fallback, mixed = candidates["first-fallback"], candidates["first-mixed"]
+    assert result.manifest["chosen"] == "first-mixed"
+    assert (mixed["kept_float"], len(mixed["blockwise"])) == ([], 1)
+    assert mixed["blockwise"] == [name for name, _ in fallback["kept_float"]]
+    assert 0.997 < mixed["verdict"]["cosine_lower_bound"] < fallback["verdict"]["cosine_lower_bound"]
+    assert mixed["size_bytes"] < fallback["size_bytes"]
+    assert {item["precision"] for item in mixed["matmuls"]} == {"int8"}
+    assert "1 of the int8 ones in blocks" in (result.folder / "report.md").read_text(encoding="utf-8")
+
+    again = compile_planted(model, texts, tmp_path / "again", recipe=result.folder / "recipe.yaml")
+    assert (again.folder / "model.onnx").read_bytes() == (result.folder / "model.onnx").read_bytes()
 
 
 def test_a_recipe_for_another_model_is_refused_by_name(

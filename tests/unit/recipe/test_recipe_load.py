@@ -72,6 +72,13 @@ def test_set_wins_over_other_options() -> None:
     assert resolved.origins["quantize.precision"] == "--set"
 
 
+def test_off_is_a_word_and_no_truth_value(tmp_path: Path) -> None:
+    file = write(tmp_path, "name: mine\ndescription: d\nextends: encoder\nquantize:\n  fallback: off\n")
+    assert load_recipe(file).recipe.quantize.fallback == "off"
+    changed = load_recipe("bert", overrides=["quantize.fallback=off", "quantize.ladder.0.per_channel=True"]).recipe.quantize
+    assert (changed.fallback, changed.ladder[0].per_channel) == ("off", True)
+
+
 def test_parent_may_be_a_file_beside(tmp_path: Path) -> None:
     write(tmp_path, "name: base\nextends: encoder\nseed: 7\n", "base.yaml")
     file = write(tmp_path, "name: mine\nextends: base.yaml\n")
