@@ -16,6 +16,7 @@ Task = Literal[
     "feature-extraction",
     "sentence-similarity",
     "text-ranking",
+    "text-generation",
 ]
 TASKS: tuple[Task, ...] = get_args(Task)
 
@@ -57,6 +58,52 @@ class TextSettings:
 
 
 @dataclass(frozen=True)
+class GenerationDefaults:
+    """How tokens are chosen unless a call says otherwise; from ``generation_config.json`` of the checkpoint."""
+
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+
+
+@dataclass(frozen=True)
+class GenerationSettings:
+    """A decoder and its cache. Past and present of layer n are ``past_key_values.n.key``, ``.value`` and ``present.n.key``, ``.value``.
+
+    Shape of each: [batch, key_value_heads, capacity, head_size], float32. Tokens of a row lie at its start whatever the length of the
+    others: the graph counts the ones of ``attention_mask`` [batch, past + new], so a batch of prompts is padded on the right.
+
+    Attributes:
+        layers: with a cache.
+        key_value_heads: heads of keys and values.
+        head_size: channels of a head.
+        context_length: most tokens of a sequence, prompt and answer together.
+        vocabulary_size: logits per token.
+        end_token_ids: any of them ends the answer.
+        pad_token_id: what fills shorter prompts; any id does, it is masked.
+        defaults: how tokens are chosen.
+    """
+
+    layers: int
+    key_value_heads: int
+    head_size: int
+    context_length: int
+    vocabulary_size: int
+    end_token_ids: tuple[int, ...]
+    pad_token_id: int
+    defaults: GenerationDefaults = GenerationDefaults()
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> GenerationSettings:
+        """The inverse of ``dataclasses.asdict``."""
+        ends, defaults = tuple(data["end_token_ids"]), GenerationDefaults(**data["defaults"])
+        return cls(**{**data, "end_token_ids": ends, "defaults": defaults})
+
+
+@dataclass(frozen=True)
 class Contract:
     """What the graph takes and gives, and what its numbers mean.
 
@@ -72,6 +119,7 @@ class Contract:
             it to ``problem_type``, and is the sigmoid for ``text-ranking``.
         pooling: pooling folded into the graph (``sentence-similarity`` only).
         normalize: whether the graph L2-normalizes its sentence embedding.
+        generation: of generative tasks only.
     """
 
     task: Task
@@ -83,6 +131,7 @@ class Contract:
     activation: Activation | None = None
     pooling: PoolingMode | None = None
     normalize: bool = False
+    generation: GenerationSettings | None = None
 
     def to_json(self) -> dict[str, Any]:
         """A dict of plain JSON types."""
@@ -100,6 +149,8 @@ class Contract:
         values["outputs"] = tensors(values["outputs"])
         values["text"] = TextSettings(**values["text"])
         values["labels"] = tuple(values.get("labels", ()))
+        if values.get("generation") is not None:
+            values["generation"] = GenerationSettings.from_json(values["generation"])
         return cls(**values)
 
 

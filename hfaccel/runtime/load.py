@@ -8,12 +8,16 @@ from hfaccel.artifact.contract import Contract, SessionSettings
 from hfaccel.artifact.manifest import FILE_NAME, read_manifest
 from hfaccel.errors import IntegrityError
 from hfaccel.runtime.engines import open_graph, with_installed_engine
+from hfaccel.runtime.generation.decoder import Decoder
+from hfaccel.runtime.generation.model import GenerationModel
 from hfaccel.runtime.model import Model
 from hfaccel.runtime.tokenizer import TextTokenizer
 
 
-def load(folder: str | Path) -> Model:
+def load(folder: str | Path) -> Model | GenerationModel:
     """The compiled model of a folder that ``hfaccel compile`` made, in the engine that its manifest names.
+
+    One that generates text has the method ``generate``; all others are called.
 
     Where that engine is not installed onnxruntime runs the same graph, and an ``EngineFallbackWarning`` says so.
 
@@ -35,5 +39,7 @@ def load(folder: str | Path) -> Model:
         ) from error
     if Path(graph).name != graph:
         raise IntegrityError(f"the graph {graph!r} is not a file of the folder", where=str(manifest_path))
+    if contract.generation is not None:
+        return GenerationModel(Decoder(place / graph, settings, contract.generation), place, contract)
     tokenizer = TextTokenizer(place / "tokenizer.json", contract.text)
     return Model(open_graph(place / graph, with_installed_engine(settings)), tokenizer, contract)

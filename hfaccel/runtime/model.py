@@ -140,6 +140,10 @@ class Model:
         pairs: list[Text] = [(query, document) for document in documents]
         return ranking([answer["score"] for answer in self._answers(pairs, _DEFAULTS, 32)])
 
+    def raw_outputs(self, texts: Sequence[Text]) -> list[dict[str, np.ndarray]]:
+        """What :meth:`outputs` gives for texts."""
+        return self.outputs(self.tokenizer.encode(texts))
+
     def outputs(self, encoded: Sequence[Encoded], max_batch: int = 32) -> list[dict[str, np.ndarray]]:
         """Raw outputs of each example by name, in the given order, padding removed.
 

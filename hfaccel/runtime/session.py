@@ -41,6 +41,7 @@ class GraphSession:
     Args:
         path: the ONNX graph; external data is looked for beside it.
         settings: how to run; its ``engine`` is not looked at, see :func:`hfaccel.runtime.engines.open_graph`.
+        content: an edited version of the graph that is run instead, with the weights that lie beside ``path``.
 
     Attributes:
         input_names: inputs that the graph reads.
@@ -50,7 +51,7 @@ class GraphSession:
         IntegrityError: the file is missing, or onnxruntime cannot open it.
     """
 
-    def __init__(self, path: Path, settings: SessionSettings = _DEFAULT_SETTINGS) -> None:
+    def __init__(self, path: Path, settings: SessionSettings = _DEFAULT_SETTINGS, *, content: bytes | None = None) -> None:
         self._path = path
         check_graph_file(path)
         if settings.inference_precision != "f32":
@@ -60,9 +61,11 @@ class GraphSession:
                 hint="inference_precision is a setting of the engine openvino",
             )
         options = _session_options(settings)
+        if content is not None:
+            options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
         try:
             self._session: Any = onnxruntime.InferenceSession(
-                str(path),
+                str(path) if content is None else content,
                 options,
                 providers=["CPUExecutionProvider"],
                 disabled_optimizers=list(settings.disabled_optimizers) or None,
@@ -75,6 +78,11 @@ class GraphSession:
             ) from error
         self.input_names: tuple[str, ...] = tuple(item.name for item in self._session.get_inputs())
         self.output_names: tuple[str, ...] = tuple(item.name for item in self._session.get_outputs())
+
+    @property
+    def session(self) -> Any:
+        """The ``onnxruntime.InferenceSession``, for those who bind inputs and outputs themselves."""
+        return self._session
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Outputs by name; feeds that the graph does not read are dropped.

@@ -1,0 +1,83 @@
+"""Keys and values of the tokens read so far, in buffers that the graph writes in place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+from hfaccel.artifact.contract import GenerationSettings
+
+_BLOCK_TOKENS = 64
+"""Capacities are multiples of this, so that a chat that grows a little finds room in the buffers that it has."""
+
+
+def cache_names(layers: int) -> list[tuple[str, str]]:
+    """(graph input, graph output) of every buffer."""
+    parts = [f"{layer}.{part}" for layer in range(layers) for part in ("key", "value")]
+    return [(f"past_key_values.{part}", f"present.{part}") for part in parts]
+
+
+class KeyValueCache:
+    """One buffer per layer for keys and one for values, float32 [batch, key_value_heads, capacity, head_size].
+
+    Past and present are one OrtValue: attention then writes the new tokens behind the old and copies none.
+
+    Args:
+        batch: rows.
+        tokens: room that each row needs; the capacity is that or a little more.
+        settings: the shape of the rest.
+
+    Attributes:
+        batch: rows.
+        capacity: tokens that a row can hold.
+    """
+
+    def __init__(self, batch: int, tokens: int, settings: GenerationSettings) -> None:
+        self.batch = batch
+        self.capacity = -(-tokens // _BLOCK_TOKENS) * _BLOCK_TOKENS
+        self._settings = settings
+        self._names = cache_names(settings.layers)
+        shape = (batch, settings.key_value_heads, self.capacity, settings.head_size)
+        # Zeros, because attention multiplies what lies behind a row's end by zero, and memory as found may hold a NaN.
+        self._buffers = [np.zeros(shape, dtype=np.float32) for _ in self._names]
+        self._values = [_shared(buffer) for buffer in self._buffers]
+
+    def bind(self, binding: Any) -> None:
+        """Bind every buffer as past and as present."""
+        for (past, present), value in zip(self._names, self._values, strict=True):
+            binding.bind_ortvalue_input(past, value)
+            binding.bind_ortvalue_output(present, value)
+
+    def keep_rows(self, rows: list[int], tokens: int) -> None:
+        """Drop all other rows, without new memory; the cache must be bound again.
+
+        Args:
+            rows: ascending indices of those that stay.
+            tokens: how many of a row are in use at most.
+        """
+        for buffer in self._buffers:
+            for place, row in enumerate(rows):
+                if place != row:
+                    buffer[place, :, :tokens] = buffer[row, :, :tokens]
+        self._buffers = [buffer[: len(rows)] for buffer in self._buffers]
+        self._values = [_shared(buffer) for buffer in self._buffers]
+        self.batch = len(rows)
+
+    def larger(self, tokens: int, filled: int) -> KeyValueCache:
+        """A copy with room for more.
+
+        Args:
+            tokens: room that each row needs.
+            filled: tokens of a row that are copied.
+        """
+        copy = KeyValueCache(self.batch, tokens, self._settings)
+        for source, target in zip(self._buffers, copy._buffers, strict=True):
+            target[:, :, :filled] = source[:, :, :filled]
+        return copy
+
+
+def _shared(buffer: np.ndarray) -> Any:
+    """An OrtValue on the very memory of the array."""
+    return onnxruntime.OrtValue.ortvalue_from_numpy(buffer)

@@ -1,0 +1,197 @@
+"""How the next token is chosen from the logits: the penalties and filters of transformers, in its order, and the draw.
+
+Logits are float32 [batch, vocabulary]. A token that a filter leaves out gets minus infinity. No function changes what it is given.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from hfaccel.errors import UsageError
+
+_NEVER = np.float32(-np.inf)
+
+
+@dataclass(frozen=True)
+class _Range:
+    words: str
+    low: float
+    high: float
+    low_counts: bool = True
+
+    def holds(self, value: float) -> bool:
+        return self.low < value <= self.high or (self.low_counts and value == self.low)
+
+
+_ABOVE_ZERO = _Range("above 0", 0, sys.float_info.max, low_counts=False)
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """How an answer is chosen, and when it ends.
+
+    Attributes:
+        max_new_tokens: most tokens of the answer.
+        do_sample: draw from the probabilities; else the most likely token is taken, and only ``repetition_penalty`` counts of the
+            numbers below.
+        temperature: divides the logits: below 1 the likely become likelier.
+        top_k: tokens that stay in the draw, the likeliest first; 0 keeps all.
+        top_p: the likeliest tokens stay that hold this share of the probability together; 1 keeps all.
+        min_p: tokens stay that have at least this share of the probability of the likeliest; 0 keeps all.
+        repetition_penalty: above 1 makes tokens less likely that the prompt or the answer has already.
+        seed: repeats the draws; None draws new ones each time.
+        stop: texts that end the answer; it ends before them.
+
+    Raises:
+        UsageError: a value that its option cannot have.
+    """
+
+    max_new_tokens: int = 256
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check_count("max_new_tokens", self.max_new_tokens, 1, "give how many tokens the answer may have at most")
+        _check_count("top_k", self.top_k, 0, "give how many of the likeliest tokens stay, or 0 for all")
+        if self.seed is not None:
+            _check_count("seed", self.seed, 0, "give a whole number, or None for another draw each time")
+        _check_number("temperature", self.temperature, _ABOVE_ZERO, "do_sample=False takes the likeliest token")
+        _check_number("top_p", self.top_p, _Range("above 0 and at most 1", 0, 1, low_counts=False), "1 keeps every token")
+        _check_number("min_p", self.min_p, _Range("from 0 to 1", 0, 1), "0 keeps every token")
+        _check_number("repetition_penalty", self.repetition_penalty, _ABOVE_ZERO, "1 changes nothing, 1.1 is usual")
+        for text in self.stop:
+            _check(
+                "stop", text, isinstance(text, str) and text != "", "must be a text with at least one character", "leave it out"
+            )
+
+
+def make_generators(seed: int | None, rows: int) -> list[np.random.Generator]:
+    """A source of draws for each row, made of the seed and the row's index alone: neighbours change nothing."""
+    return [np.random.default_rng(own) for own in np.random.SeedSequence(seed).spawn(rows)]
+
+
+def penalize_repetition(logits: np.ndarray, seen_ids_per_row: Sequence[Sequence[int]], penalty: float) -> np.ndarray:
+    """Divide positive logits of the tokens that a row has seen by the penalty, and multiply negative ones.
+
+    Args:
+        logits: float32 [batch, vocabulary].
+        seen_ids_per_row: token ids of each row, prompt and answer; one that comes twice counts once.
+        penalty: above 0.
+    """
+    penalized = logits.copy()
+    for row, seen in zip(penalized, seen_ids_per_row, strict=True):
+        ids = np.unique(np.asarray(seen, dtype=np.int64))
+        scores = row[ids]
+        row[ids] = np.where(scores < 0, scores * np.float32(penalty), scores / np.float32(penalty))
+    return penalized
+
+
+def apply_temperature(logits: np.ndarray, temperature: float) -> np.ndarray:
+    """The logits divided by the temperature."""
+    return logits / np.float32(temperature)
+
+
+def keep_top_k(logits: np.ndarray, top_k: int) -> np.ndarray:
+    """Leave out what is less likely than the k-th likeliest token of its row; those level with it stay."""
+    kept = min(top_k, logits.shape[1])
+    threshold = np.partition(logits, -kept, axis=1)[:, -kept, None]
+    return np.where(logits < threshold, _NEVER, logits)
+
+
+def keep_top_p(logits: np.ndarray, top_p: float) -> np.ndarray:
+    """Leave out the least likely tokens whose probabilities add up to at most ``1 - top_p``; the likeliest always stays."""
+    probabilities = _softmax(logits)
+    spare = 1 - top_p
+    # All tokens below this share together hold no more than the spare: they go, and only the others need sorting.
+    floor = spare / logits.shape[1]
+    filtered = logits.copy()
+    for row, chances in zip(filtered, probabilities, strict=True):
+        candidates = np.flatnonzero(chances > floor)
+        order = candidates[np.argsort(row[candidates], kind="stable")]
+        before = chances.sum(dtype=np.float64) - chances[order].sum(dtype=np.float64)
+        gone = (before + np.cumsum(chances[order], dtype=np.float64)).astype(np.float32) <= np.float32(spare)
+        gone[-1] = False
+        kept = order[~gone]
+        scores = row[kept]
+        row.fill(_NEVER)
+        row[kept] = scores
+    return filtered
+
+
+def keep_min_p(logits: np.ndarray, min_p: float) -> np.ndarray:
+    """Leave out what is less likely than ``min_p`` times the likeliest token of its row."""
+    probabilities = _softmax(logits)
+    threshold = np.float32(min_p) * probabilities.max(axis=1, keepdims=True)
+    return np.where(probabilities < threshold, _NEVER, logits)
+
+
+def choose(
+    logits: np.ndarray,
+    seen_ids_per_row: Sequence[Sequence[int]],
+    settings: SamplingSettings,
+    generators: Sequence[np.random.Generator],
+) -> np.ndarray:
+    """The next token of each row.
+
+    Args:
+        logits: float32 [batch, vocabulary].
+        seen_ids_per_row: token ids of each row, prompt and answer.
+        settings: how to choose.
+        generators: one per row, see :func:`make_generators`; each gives one number for a draw, and none where nothing is drawn.
+
+    Returns:
+        int64 [batch].
+    """
+    if settings.repetition_penalty != 1:
+        logits = penalize_repetition(logits, seen_ids_per_row, settings.repetition_penalty)
+    if not settings.do_sample:
+        return np.asarray(logits.argmax(axis=1), dtype=np.int64)
+    if settings.temperature != 1:
+        logits = apply_temperature(logits, settings.temperature)
+    if settings.top_k > 0:
+        logits = keep_top_k(logits, settings.top_k)
+    if settings.top_p < 1:
+        logits = keep_top_p(logits, settings.top_p)
+    if settings.min_p > 0:
+        logits = keep_min_p(logits, settings.min_p)
+    return np.array([_draw(row, generator) for row, generator in zip(logits, generators, strict=True)], dtype=np.int64)
+
+
+def _draw(logits: np.ndarray, generator: np.random.Generator) -> int:
+    candidates = np.flatnonzero(logits > _NEVER)
+    scores = logits[candidates].astype(np.float64)
+    cumulative = np.cumsum(np.exp(scores - scores.max()))
+    # Rounding may put the number on the upper end, which is nobody's.
+    position = np.searchsorted(cumulative, generator.random() * cumulative[-1], side="right")
+    return int(candidates[min(int(position), candidates.size - 1)])
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
+    probabilities: np.ndarray = shifted / shifted.sum(axis=1, keepdims=True)
+    return probabilities
+
+
+def _check_count(name: str, value: object, least: int, hint: str) -> None:
+    good = isinstance(value, int) and not isinstance(value, bool) and value >= least
+    _check(name, value, good, f"must be a whole number from {least} on", hint)
+
+
+def _check_number(name: str, value: object, allowed: _Range, hint: str) -> None:
+    good = isinstance(value, int | float) and not isinstance(value, bool) and allowed.holds(value)
+    _check(name, value, good, f"must be a number {allowed.words}", hint)
+
+
+def _check(name: str, value: object, good: bool, rule: str, hint: str) -> None:
+    if not good:
+        raise UsageError(f"{rule}, not {value!r}", where=name, hint=hint)
