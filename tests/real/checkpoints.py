@@ -4,7 +4,7 @@ DEST/checkpoints holds Hugging Face checkpoint folders, DEST/data the data files
 already is kept. Exit code 3 means that a download failed (tests skip on it); any other failure is a fault.
 
 Weights: MiniLM is Apache-2.0; Rampart (by the National Design Studio) is CC-BY-4.0 and was dequantized from its 4-bit ONNX file,
-its LICENSE and NOTICE are kept beside it.
+its LICENSE and NOTICE are kept beside it; SmolLM2 (by Hugging Face) is Apache-2.0 and was dequantized from a 4-bit GGUF file.
 """
 
 from __future__ import annotations
@@ -66,6 +66,14 @@ def make_sentiment_probe(root: Path) -> None:
         write_sentiment_probe(root / "checkpoints/minilm-l6-v2", train, folder)
 
 
+def make_smollm2(root: Path) -> None:
+    """Text generation: a chat model of 135 million parameters, dequantized from the 4-bit GGUF file of its package."""
+    from smollm2 import write_smollm2
+
+    with folder_written_at_once(root / "checkpoints/smollm2-135m-instruct") as folder:
+        write_smollm2(folder, root / "packages")
+
+
 def make_lee(root: Path) -> None:
     """Document similarity pairs and background news."""
     from lee import write_lee
@@ -92,6 +100,7 @@ ASSETS: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
     "minilm-l6-v2": (make_minilm, ("checkpoints/minilm-l6-v2",)),
     "rampart-pii-ner": (make_rampart, ("checkpoints/rampart-pii-ner",)),
     "minilm-sentiment-probe": (make_sentiment_probe, ("checkpoints/minilm-sentiment-probe",)),
+    "smollm2-135m-instruct": (make_smollm2, ("checkpoints/smollm2-135m-instruct",)),
     "lee": (make_lee, ("data/lee-pairs.csv", "data/lee-background.txt")),
     "movie-reviews": (make_movie_reviews, ("data/movie-reviews-train.csv", "data/movie-reviews-test.csv")),
     "pii-sentences": (make_pii_sentences, ("data/pii-sentences.jsonl",)),

