@@ -16,11 +16,11 @@ from hfaccel.artifact.manifest import read_manifest, verify_files
 from hfaccel.artifact.store import StageCache, atomic_folder, default_cache_folder
 from hfaccel.errors import GateError, IntegrityError, SettingsError
 from hfaccel.evaluate import parity
+from hfaccel.evaluate.cached_decoding import open_for_parity
 from hfaccel.isolation import run_stage
 from hfaccel.measure.host import host_fingerprint, library_versions
 from hfaccel.publish import write_output
 from hfaccel.request import CompileRequest, Plan, prepare
-from hfaccel.runtime.session import GraphSession
 from hfaccel.stages import accuracy, export, fuse, optimize, quantize
 from hfaccel.stages.base import Progress, Stage, StageContext, StageName
 
@@ -199,7 +199,7 @@ def _verify(stage: Stage, artifact: Artifact, context: StageContext) -> dict[str
     if stage.NAME not in ("optimize", "fuse"):
         return {}
     cases = parity.load_cases(context.artifacts["export"].folder / export.PARITY_FILE)
-    result = parity.compare(GraphSession(artifact.graph_path), cases)
+    result = parity.compare(open_for_parity(artifact.graph_path, artifact.contract), cases)
     export.check_parity(result, context, stage=stage.NAME)
     return {"parity": vars(result)}
 

@@ -15,7 +15,7 @@ import hfaccel
 from hfaccel.artifact.artifact import Artifact, record_files
 from hfaccel.artifact.manifest import FILE_NAME, read_manifest, write_manifest
 from hfaccel.measure.host import host_fingerprint, library_versions
-from hfaccel.recipe.load import GENERIC_RECIPE
+from hfaccel.recipe.load import generic_recipe
 from hfaccel.report.html import FILE_NAME as REPORT_FILE
 from hfaccel.report.html import report_html
 from hfaccel.report.markdown import readme_text, report_text
@@ -56,7 +56,7 @@ def write_output(
     candidates = load_candidates(final.folder)
     chosen = next(candidate for candidate in candidates if candidate.detail == "chosen")
     manifest = _manifest(plan, final, records, candidates, chosen, key=key, seconds=seconds)
-    (folder / PINNED_RECIPE).write_text(pinned_recipe(plan.recipe, chosen, plan.source.id), encoding="utf-8")
+    (folder / PINNED_RECIPE).write_text(pinned_recipe(plan.recipe, chosen, plan.source.id, plan.source.task), encoding="utf-8")
     (folder / "report.md").write_text(report_text(manifest), encoding="utf-8")
     (folder / REPORT_FILE).write_text(report_html(manifest), encoding="utf-8")
     (folder / "README.md").write_text(readme_text(manifest), encoding="utf-8")
@@ -65,7 +65,7 @@ def write_output(
     return read_manifest(folder)
 
 
-def pinned_recipe(recipe: Recipe, chosen: Candidate, model: str) -> str:
+def pinned_recipe(recipe: Recipe, chosen: Candidate, model: str, task: str) -> str:
     """YAML of a recipe whose ladder is what was chosen and nothing else: the same model again, without a search.
 
     It states every value; only settings that later versions add come from the recipe that it extends.
@@ -73,7 +73,7 @@ def pinned_recipe(recipe: Recipe, chosen: Candidate, model: str) -> str:
     quantize = recipe.quantize.model_copy(update={"fallback": "off", "ladder": _pinned_ladder(recipe, chosen)})
     if not quantize.ladder:
         quantize = quantize.model_copy(update={"precision": "fp32"})
-    pinned = recipe.model_copy(update={"extends": GENERIC_RECIPE, "model_types": (), "quantize": quantize})
+    pinned = recipe.model_copy(update={"extends": generic_recipe(task), "model_types": (), "quantize": quantize})
     text = yaml.safe_dump(pinned.model_dump(mode="json", exclude_defaults=True), sort_keys=False, allow_unicode=True)
     return f"# Makes this folder's model again from {model}, without a search:\n#   hfaccel compile MODEL -o OUT --recipe {PINNED_RECIPE}\n{text}"
 

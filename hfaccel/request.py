@@ -14,7 +14,7 @@ from hfaccel.errors import HfaccelError, ResourceError, SettingsError, UsageErro
 from hfaccel.evaluate.dataset import Dataset, load_dataset
 from hfaccel.evaluate.metrics import METRIC_NAMES
 from hfaccel.measure.memory import available_memory_bytes
-from hfaccel.recipe.load import ResolvedRecipe, choose_recipe, load_recipe
+from hfaccel.recipe.load import GENERIC_RECIPE, ResolvedRecipe, choose_recipe, load_recipe
 from hfaccel.recipe.targets import TargetProfile, adapt_recipe, resolve_target
 from hfaccel.source.model import SourceModel
 from hfaccel.source.resolve import resolve_source
@@ -160,7 +160,7 @@ def prepare(request: CompileRequest) -> Plan:
         )
     )
     notices: list[str] = []
-    resolved = attempt(lambda: _load_recipe(request, source.model_type if source else None, notices))
+    resolved = attempt(lambda: _load_recipe(request, source, notices))
     recipe = None
     if resolved is not None and target is not None:
         recipe, adapted = adapt_recipe(resolved.recipe, target[0])
@@ -229,11 +229,11 @@ def _is_writable(folder: Path) -> bool:
         return False
 
 
-def _load_recipe(request: CompileRequest, model_type: str | None, notices: list[str]) -> ResolvedRecipe:
+def _load_recipe(request: CompileRequest, source: SourceModel | None, notices: list[str]) -> ResolvedRecipe:
     name = request.recipe
     if name is None:
-        name, notice = choose_recipe(model_type or "")
-        if notice and model_type:
+        name, notice = choose_recipe(source.model_type, source.task) if source is not None else (GENERIC_RECIPE, None)
+        if notice:
             notices.append(notice)
     return load_recipe(name, overrides=request.overrides, sets=request.settings)
 

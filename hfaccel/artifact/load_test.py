@@ -26,7 +26,7 @@ fallback = [str(item.message) for item in caught if item.category is EngineFallb
 texts = json.loads((folder / "golden" / "inputs.json").read_text(encoding="utf-8"))
 golden = numpy.load(folder / "golden" / "outputs.npz")
 worst = 0.0
-for index, outputs in enumerate(model.outputs(model.tokenizer.encode(texts))):
+for index, outputs in enumerate(model.raw_outputs(texts)):
     for name, array in outputs.items():
         expected = golden[f"{index}/{name}"]
         scale = max(1.0, float(numpy.abs(expected).max()))

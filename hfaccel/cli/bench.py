@@ -96,6 +96,7 @@ def bench(
     from hfaccel.measure.peers import parse_peers
     from hfaccel.measure.plot import check_plot_path, draw
     from hfaccel.measure.workload import Point, parse_workload
+    from hfaccel.runtime.generation.model import GenerationModel
     from hfaccel.runtime.load import load
 
     output = Output(as_json=as_json)
@@ -106,7 +107,12 @@ def bench(
     if plot is not None:
         check_plot_path(plot)
     manifest = read_manifest(artifact)
-    opened = without_cache(load(artifact), artifact)
+    loaded = load(artifact)
+    if isinstance(loaded, GenerationModel):
+        raise UsageError(
+            "bench does not time text generation yet", where=str(artifact), hint="the times of compile are in report.md"
+        )
+    opened = without_cache(loaded, artifact)
     check_lengths(points, opened.contract)
     texts = _read_texts(opened, stream, calibration)
     threads = _threads(manifest)

@@ -53,6 +53,11 @@ class Output:
         if not self.as_json:
             self._console("out").print(text, markup=False)
 
+    def piece(self, text: str) -> None:
+        """A part of the human-readable result, shown at once and as it is."""
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
         """A table of the human-readable result; columns whose cells are all numeric are right-aligned."""
         if self.as_json:

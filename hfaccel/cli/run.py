@@ -12,8 +12,11 @@ from hfaccel.cli.output import Output
 from hfaccel.errors import DataError, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import numpy as np
 
+    from hfaccel.runtime.generation.model import GenerationModel
     from hfaccel.runtime.model import Model
 
 _SHOWN_VALUES = 6
@@ -30,11 +33,33 @@ def run(
     question: Annotated[str | None, typer.Option(help="Question to answer; needs --context.")] = None,
     context: Annotated[str | None, typer.Option(help="Text that holds the answer.")] = None,
     file: Annotated[str | None, typer.Option(help="File with one text per line; - reads standard input.")] = None,
-    top_k: Annotated[int | None, typer.Option(min=1, help="How many answers (labels, fillings, spans).")] = None,
+    top_k: Annotated[
+        int | None,
+        typer.Option(min=1, help="How many answers (labels, fillings, spans); for text generation tokens in the draw."),
+    ] = None,
     aggregation: Annotated[str, typer.Option(help="How tokens become entities: none, simple, first, average, max.")] = "none",
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Text generation: longest answer in tokens, default 256.")
+    ] = None,
+    stream: Annotated[bool, typer.Option("--stream", help="Text generation: show the answer while it grows.")] = False,
+    system: Annotated[str | None, typer.Option(help="Text generation: system message of the conversation.")] = None,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Text generation: go on with the text as it is, without chat template.")
+    ] = False,
+    temperature: Annotated[float | None, typer.Option(help="Text generation: draw tokens with this temperature.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Text generation: share of the probability in the draw.")] = None,
+    min_p: Annotated[
+        float | None, typer.Option(help="Text generation: least share of the likeliest token's probability.")
+    ] = None,
+    repetition_penalty: Annotated[float | None, typer.Option(help="Text generation: above 1 against repetition.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="Text generation: text that ends the answer; may be repeated.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Text generation: repeats the draws.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the answers as JSON.")] = False,
 ) -> None:
-    """Run texts through a compiled model; needs no torch and no transformers."""
+    """Run texts through a compiled model; needs no torch and no transformers.
+
+    Example: hfaccel run OUT "Why is the sky blue?" --stream
+    """
     output = Output(as_json=as_json)
     if aggregation not in _STRATEGIES:
         raise UsageError(f"unknown strategy '{aggregation}'", where="--aggregation", hint=f"one of {', '.join(_STRATEGIES)}")
@@ -46,10 +71,33 @@ def run(
     if question is not None and (given or pair is not None):
         raise UsageError("--question and --context go without other texts", where="--question")
 
+    from hfaccel.cli.generation import show_generation
+    from hfaccel.runtime.generation.model import GenerationModel
     from hfaccel.runtime.load import load  # onnxruntime is slow to import, --help does without
 
     with output.showing_warnings():
         model = load(folder)
+    sampling: dict[str, Any] = {
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "top_p": top_p,
+        "min_p": min_p,
+        "repetition_penalty": repetition_penalty,
+        "stop": tuple(stop) if stop else None,
+        "seed": seed,
+    }
+    wishes = {name: value for name, value in sampling.items() if value is not None}
+    if isinstance(model, GenerationModel):
+        _refuse({"--pair": pair is not None, "--question": question is not None, "--aggregation": aggregation != "none"}, model)
+        if top_k is not None:
+            wishes["top_k"] = top_k
+        show_generation(output, model, given, wishes, system=system, raw=raw, stream=stream)
+        return
+    _refuse(
+        {"--" + name.replace("_", "-"): True for name in wishes}
+        | {"--stream": stream, "--system": system is not None, "--raw": raw},
+        model,
+    )
     _check_task(model.contract.task, pair, question, top_k, aggregation)
     if model.contract.task == "sentence-similarity":
         _show_vectors(output, given, model.embed(given))
@@ -58,6 +106,13 @@ def run(
     else:
         inputs = _inputs(given, pair, question, context)
         _show_answers(output, inputs, _answers(model, inputs, top_k, aggregation), model.contract.task)
+
+
+def _refuse(options: Mapping[str, bool], model: Model | GenerationModel) -> None:
+    """Options that would be ignored."""
+    for option, given in options.items():
+        if given:
+            raise UsageError(f"the option has no meaning for {model.contract.task}", where=option)
 
 
 def _check_task(task: str, pair: str | None, question: str | None, top_k: int | None, aggregation: str) -> None:

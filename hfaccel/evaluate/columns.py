@@ -51,6 +51,7 @@ SYNONYMS: Mapping[Task, Mapping[Role, tuple[str, ...]]] = {
     },
     "fill-mask": {"text": _TEXT},
     "feature-extraction": {"text": _TEXT},
+    "text-generation": {"text": _TEXT},
 }
 # Of every task: what the examples are told apart by in the accuracy gate.
 SLICE_COLUMNS = ("language", "lang", "slice")

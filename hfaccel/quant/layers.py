@@ -26,6 +26,8 @@ _ROLES = (
     ("key", r"\b(key|key_proj|k_lin|k_proj|k)\b"),
     ("value", r"\b(value|value_proj|v_lin|v_proj|v)\b"),
     ("query, key, value", r"\b(Wqkv|qkv)\b"),
+    ("gate, up", r"gate_proj\.weight.*_and_up"),
+    ("gate", r"\bgate_proj"),
     ("output", r"\b(attention\.output|attn\.(o|Wo|out_proj)|out_lin|attention\.dense|o_proj)\b"),
     ("up", r"\b(intermediate\.dense|lin1|mlp\.Wi|ffn|up_proj|fc1)\b"),
     ("down", r"\b(output\.dense|lin2|mlp\.Wo|ffn_output|down_proj|fc2)\b"),
@@ -56,14 +58,15 @@ def matmul_places(model: onnx_ir.Model, digests: Mapping[str, str]) -> tuple[Mat
 
     Args:
         model: a float graph that no rewrite of weights has touched.
-        digests: from :func:`parameter_digests`.
+        digests: from :func:`parameter_digests`; empty where the graph's weights have the names of the parameters.
     """
     nodes = {node.name: node for node in model.graph}
     places = []
     for site in matmul_sites(model):
         weight = nodes[site.node].inputs[1]
         assert weight is not None and weight.const_value is not None  # matmul_sites names only such
-        places.append(_place(site.node, digests.get(_digest(weight.const_value.numpy()), "")))
+        parameter = digests.get(_digest(weight.const_value.numpy()), "") if digests else weight.name or ""
+        places.append(_place(site.node, parameter))
     return tuple(places)
 
 

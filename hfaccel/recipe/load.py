@@ -18,6 +18,7 @@ from hfaccel.recipe.schema import Recipe
 from hfaccel.recipe.yaml_lines import YamlDocument, join_path, parse_value, parse_yaml
 
 GENERIC_RECIPE = "encoder"
+GENERIC_DECODER_RECIPE = "decoder"
 
 
 @dataclass(frozen=True)
@@ -103,17 +104,23 @@ def list_recipes() -> tuple[RecipeSummary, ...]:
     return tuple(RecipeSummary(recipe.name, recipe.description, recipe.extends, recipe.model_types) for recipe in recipes)
 
 
-def choose_recipe(model_type: str) -> tuple[str, str | None]:
-    """The shipped recipe of a ``model_type``, and a notice where only the generic one fits.
+def generic_recipe(task: str) -> str:
+    """Name of the recipe that all others of the same kind of model extend."""
+    return GENERIC_DECODER_RECIPE if task == "text-generation" else GENERIC_RECIPE
+
+
+def choose_recipe(model_type: str, task: str) -> tuple[str, str | None]:
+    """The shipped recipe of a ``model_type``, and a notice where only the generic one of the task fits.
 
     Raises:
         RecipeError: a shipped recipe is not valid.
     """
     for summary in list_recipes():
-        if model_type in summary.model_types:
+        if model_type in summary.model_types and generic_recipe(task) in (summary.name, summary.extends):
             return summary.name, None
-    return GENERIC_RECIPE, (
-        f"no recipe for model type '{model_type}': the generic recipe '{GENERIC_RECIPE}' is used, which states no fusion contract"
+    generic = generic_recipe(task)
+    return generic, (
+        f"no recipe for model type '{model_type}': the generic recipe '{generic}' is used, which states no fusion contract"
     )
 
 

@@ -17,6 +17,7 @@ from hfaccel.recipe.formula import check_formula
 from hfaccel.recipe.schema import Recipe, Rung
 
 _SHAPE = re.compile(r"[1-9][0-9]{0,5}x[1-9][0-9]{0,5}")
+_PROMPT_AND_ANSWER = re.compile(r"[1-9][0-9]{0,5}\+[1-9][0-9]{0,5}")
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,8 @@ def recipe_problems(recipe: Recipe, origins: Mapping[str, str]) -> list[Problem]
     problems: list[Problem] = []
     for path, shapes in (("parity.shapes", recipe.parity.shapes), ("measure.workload", recipe.measure.workload)):
         for index, shape in enumerate(shapes):
-            if not _SHAPE.fullmatch(shape):
+            generated = path == "measure.workload" and _PROMPT_AND_ANSWER.fullmatch(shape)
+            if not _SHAPE.fullmatch(shape) and not generated:
                 where = f"{path}.{index}"
                 problems.append(
                     Problem(origin_of(where, origins), where, f"'{shape}' is not batch x sequence", "for example: 8x128")

@@ -11,11 +11,18 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from hfaccel.artifact.contract import Engine, GraphOptimization, InferencePrecision, Precision, SessionSettings
 
-ExporterName = Literal["transformers", "torch"]
+ExporterName = Literal["transformers", "torch", "mobius"]
 CleanupName = Literal["fold_constants", "common_subexpressions", "drop_unused", "name_symbols"]
 RewriteName = Literal[
-    "last_layer_pooled_token", "drop_empty_row_guard", "merge_transposes", "fold_attention_scale", "pack_projections"
+    "last_layer_pooled_token",
+    "drop_empty_row_guard",
+    "merge_transposes",
+    "fold_attention_scale",
+    "pack_projections",
+    "untie_head",
+    "last_token_logits",
 ]
+FusionName = Literal["onnxruntime", "pack_gate_up"]
 GraphScope = Literal["optimized", "fused"]
 Objective = Literal["latency", "throughput", "size"]
 Scheme = Literal["dynamic", "static", "weight-only", "none"]
@@ -58,9 +65,13 @@ class OptimizeSection(Section):
 
 
 class FuseSection(Section):
-    """Stage 3. ``contract``: operator -> expected count, a formula over the model's config (``2 * num_hidden_layers``)."""
+    """Stage 3. ``fusions`` are made in order; ``onnxruntime`` stands for those that transformers knows for that engine.
+
+    ``contract``: operator -> expected count, a formula over the model's config (``2 * num_hidden_layers``).
+    """
 
     enabled: bool
+    fusions: tuple[FusionName, ...]
     contract: dict[str, str]
 
 

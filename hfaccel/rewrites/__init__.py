@@ -1,4 +1,4 @@
-"""One exact graph rewrite per file: ``model -> number of changes``. The two tables say what exists; recipes say what is used."""
+"""One exact graph rewrite per file: ``model -> number of changes``. The tables say what exists; recipes say what is used."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ from hfaccel.rewrites.drop_unused import drop_unused
 from hfaccel.rewrites.fold_attention_scale import fold_attention_scale
 from hfaccel.rewrites.fold_constants import fold_constants
 from hfaccel.rewrites.last_layer_pooled_token import run_last_layer_for_pooled_token
+from hfaccel.rewrites.last_token_logits import last_token_logits
 from hfaccel.rewrites.merge_transposes import merge_transposes
 from hfaccel.rewrites.name_symbols import name_symbols
+from hfaccel.rewrites.pack_gate_up import pack_gate_up
 from hfaccel.rewrites.pack_projections import pack_projections
+from hfaccel.rewrites.untie_head import untie_head
 
 if TYPE_CHECKING:
     import onnx_ir
 
-    from hfaccel.recipe.schema import CleanupName, RewriteName
+    from hfaccel.recipe.schema import CleanupName, FusionName, RewriteName
 
     Rewrite = Callable[[onnx_ir.Model], int]
 
@@ -34,4 +37,8 @@ REWRITES: Mapping[RewriteName, Rewrite] = {
     "merge_transposes": merge_transposes,
     "fold_attention_scale": fold_attention_scale,
     "pack_projections": pack_projections,
+    "untie_head": untie_head,
+    "last_token_logits": last_token_logits,
 }
+FUSIONS: Mapping[FusionName, Rewrite] = {"pack_gate_up": pack_gate_up}
+"""Beside those of onnxruntime, which transformers makes."""

@@ -10,7 +10,7 @@ from hfaccel.errors import SourceError
 from hfaccel.source.model import CONFIG_FILE, TOKENIZER_FILES, read_json, read_object
 from hfaccel.source.weights import find_weight_problems
 
-_GENERATIVE_SUFFIXES = ("ForCausalLM", "ForConditionalGeneration", "LMHeadModel", "DoubleHeadsModel", "ForSpeechSeq2Seq")
+_GENERATIVE_SUFFIXES = ("ForConditionalGeneration", "DoubleHeadsModel", "ForSpeechSeq2Seq")
 _VOCABULARY_FILES = tuple(
     name for name in TOKENIZER_FILES if name.startswith(("tokenizer.json", "vocab.")) or name.endswith(".model")
 )

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from hfaccel.artifact.contract import Activation, Contract, ProblemType, TensorSpec
 from hfaccel.errors import SourceError
+from hfaccel.source.generation import cache_inputs, cache_outputs, generation_settings
 from hfaccel.source.text import text_settings
 
 if TYPE_CHECKING:
@@ -28,16 +29,20 @@ def build_contract(source: SourceModel, model: Any) -> Contract:
     shape: tuple[int | str, ...] = ("batch", "sequence")
     has_labels = source.task in ("text-classification", "token-classification")
     sentence_files = source.sentence_transformers
+    text = text_settings(source)
+    generation = generation_settings(source, config, text) if source.task == "text-generation" else None
+    past, present = (cache_inputs(generation), cache_outputs(generation)) if generation is not None else ((), ())
     return Contract(
         task=source.task,
-        inputs=tuple(TensorSpec(name, "int64", shape) for name in model.input_names),
-        outputs=tuple(TensorSpec(name, "float32", _output_shape(source, config)) for name in model.output_names),
-        text=text_settings(source),
+        inputs=(*(TensorSpec(name, "int64", shape) for name in model.input_names), *past),
+        outputs=(*(TensorSpec(name, "float32", _output_shape(source, config)) for name in model.output_names), *present),
+        text=text,
         labels=_labels(source, config) if has_labels else (),
         problem_type=_problem_type(source, config),
         activation=_activation(source, config),
         pooling=sentence_files.pooling if sentence_files is not None else None,
         normalize=sentence_files.normalize if sentence_files is not None else False,
+        generation=generation,
     )
 
 
@@ -48,7 +53,7 @@ def _output_shape(source: SourceModel, config: Any) -> tuple[int | str, ...]:
         return ("batch", int(config.hidden_size))
     if source.task == "feature-extraction":
         return ("batch", "sequence", int(config.hidden_size))
-    if source.task == "fill-mask":
+    if source.task in ("fill-mask", "text-generation"):
         return ("batch", "sequence", int(config.vocab_size))
     if source.task == "token-classification":
         return ("batch", "sequence", int(config.num_labels))

@@ -58,7 +58,9 @@ def resolve_source(
     config = read_object(folder / CONFIG_FILE)
     unsupported = unsupported_architecture(config)
     if unsupported is not None:
-        raise ExportError(unsupported, where=model, hint="hfaccel compiles encoders: BERT, RoBERTa, DistilBERT and their like")
+        raise ExportError(
+            unsupported, where=model, hint="hfaccel compiles encoders (BERT and its like) and decoders (Llama and its like)"
+        )
     resolved_task = infer_task(config, folder, task)
     weight_files = find_weight_files(folder, allow_pickle=allow_pickle)
     settings_files = [str(path.relative_to(folder)) for path in folder.glob("*/config.json")]

@@ -12,6 +12,8 @@ from hfaccel.errors import SourceError, UsageError
 from hfaccel.source.model import read_json
 
 _SYNONYMS: dict[str, Task] = {
+    "causal-lm": "text-generation",
+    "chat": "text-generation",
     "cross-encoder": "text-ranking",
     "embedding": "sentence-similarity",
     "embeddings": "sentence-similarity",
@@ -24,6 +26,7 @@ _SYNONYMS: dict[str, Task] = {
     "sentence-embeddings": "sentence-similarity",
     "sentiment-analysis": "text-classification",
     "sequence-classification": "text-classification",
+    "text-generation-with-past": "text-generation",
 }
 _HEADS: dict[str, Task] = {
     "ForSequenceClassification": "text-classification",
@@ -31,6 +34,8 @@ _HEADS: dict[str, Task] = {
     "ForQuestionAnswering": "question-answering",
     "ForQuestionAnsweringSimple": "question-answering",
     "ForMaskedLM": "fill-mask",
+    "ForCausalLM": "text-generation",
+    "LMHeadModel": "text-generation",
 }
 _HEADLESS_TASKS = ("feature-extraction", "sentence-similarity")
 

@@ -27,7 +27,7 @@ _OFFSET_POSITION_TYPES = (
 )
 _DEFAULT_MAX_LENGTH_TOKENS = 512
 _SANE_MAX_LENGTH_TOKENS = 1_000_000  # transformers writes 1e30 for "unknown"
-_COPIED_FILES = ("tokenizer_config.json", "special_tokens_map.json")
+_COPIED_FILES = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 # Case, accents, spaces, scripts without spaces, signs, nothing at all, pairs: where tokenizers are seen to part.
 _CHECKED_TEXTS: tuple[Text, ...] = (
     "Hello, World! It's 3.14 o'clock",
@@ -59,7 +59,9 @@ def text_settings(source: SourceModel) -> TextSettings:
     mask_token = _token_text(settings.get("mask_token") or special_tokens.get("mask_token"))
     ids, padding = _token_ids(source, [token for token in (pad_token, mask_token) if token is not None])
     pad_token_id = ids.get(pad_token) if pad_token is not None else None
-    candidates = (pad_token_id, source.config.get("pad_token_id"), padding.get("pad_id"))
+    candidates = [pad_token_id, source.config.get("pad_token_id"), padding.get("pad_id")]
+    if source.task == "text-generation":
+        candidates.append(0)  # many decoders have none, and what pads a prompt is never looked at
     known_ids = [int(value) for value in candidates if value is not None and int(value) >= 0]
     if not known_ids:
         raise SourceError("the tokenizer has no padding token", where=source.id, hint="add pad_token to tokenizer_config.json")
@@ -68,7 +70,9 @@ def text_settings(source: SourceModel) -> TextSettings:
         max_length=_max_length(source, settings),
         pad_token_id=known_ids[0],
         pad_token_type_id=int(settings.get("pad_token_type_id", padding.get("pad_type_id", 0))),
-        padding_side=_side(settings.get("padding_side") or str(padding.get("direction", "right")).lower()),
+        padding_side="right"
+        if source.task == "text-generation"
+        else _side(settings.get("padding_side") or str(padding.get("direction", "right")).lower()),
         truncation_side=_side(settings.get("truncation_side", "right")),
         mask_token=mask_token if mask_token in ids else None,
         mask_token_id=ids.get(mask_token) if mask_token is not None else None,
@@ -165,7 +169,7 @@ def _copy(folder: Path, destination_folder: Path, name: str) -> None:
 
 def _max_length(source: SourceModel, settings: Mapping[str, Any]) -> int:
     """Largest number of tokens, special tokens included, that the checkpoint takes."""
-    positions = source.config.get("max_position_embeddings")
+    positions = source.config.get("max_position_embeddings") or source.config.get("n_positions")
     bound = int(positions) if isinstance(positions, int) and positions > 0 else None
     if bound is not None and source.model_type in _OFFSET_POSITION_TYPES:
         pad_token_id = source.config.get("pad_token_id")

@@ -27,6 +27,7 @@ _AUTO_CLASSES: dict[Task, str] = {
     "fill-mask": "AutoModelForMaskedLM",
     "feature-extraction": "AutoModel",
     "sentence-similarity": "AutoModel",
+    "text-generation": "AutoModelForCausalLM",
 }
 _HEADLESS_TASKS = ("feature-extraction", "sentence-similarity")
 

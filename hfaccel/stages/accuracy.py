@@ -13,9 +13,12 @@ import numpy as np
 
 from hfaccel.artifact.artifact import Artifact, record_files
 from hfaccel.errors import GateError
+from hfaccel.evaluate.cached_decoding import open_with_all_logits
 from hfaccel.evaluate.sample import multilingual_sample
 from hfaccel.rewrites.graphs import GRAPH_NAME, copy_graph
 from hfaccel.runtime.engines import open_graph
+from hfaccel.runtime.generation.decoder import Decoder
+from hfaccel.runtime.generation.model import GenerationModel
 from hfaccel.runtime.model import Model
 from hfaccel.runtime.tokenizer import TextTokenizer
 from hfaccel.source.torch_model import TorchRunner, load_torch_model
@@ -23,16 +26,20 @@ from hfaccel.stages.base import StageContext, StageName, StageResult
 from hfaccel.stages.candidates import FLOAT_PARENT, Candidate, load_candidates, save_candidates
 from hfaccel.stages.choice import choose, rank
 from hfaccel.stages.examine import Examiner
+from hfaccel.stages.examine_language import LanguageExaminer
 from hfaccel.stages.fallback import search_fallbacks
 from hfaccel.stages.finals import race_finalists
 from hfaccel.stages.parents import FALLBACK_FOLDER, graph_path
 from hfaccel.stages.precision_map import precision_map
 
 if TYPE_CHECKING:
+    from hfaccel.artifact.contract import Contract
+    from hfaccel.evaluate.dataset import Dataset
     from hfaccel.recipe.schema import Recipe
+    from hfaccel.runtime.session import Runner
 
 NAME: StageName = "accuracy"
-REVISION = 7
+REVISION = 8
 LIBRARIES = ("torch", "transformers", "onnxruntime", "openvino", "tokenizers", "numpy", "scipy", "scikit-learn", "seqeval")
 GOLDEN_TEXTS = 4
 LIMIT_REASONS = ("size-over-limit", "p95-over-limit")
@@ -70,14 +77,15 @@ def run(artifact: Artifact | None, ctx: StageContext) -> StageResult:
     tokenizer = TextTokenizer(ctx.artifacts["export"].folder, artifact.contract.text)
     ctx.progress.step(f"running the source over {len(dataset.examples)} examples")
     source = TorchRunner(load_torch_model(ctx.source, attention=ctx.recipe.export.attention))
-    examiner = Examiner(source, dataset, tokenizer, artifact.contract, ctx)
+    examiner = _examiner(source, dataset, tokenizer, artifact.contract, ctx)
     del source
     judged: list[Candidate] = []
     candidates = load_candidates(artifact.folder)
     for number, candidate in enumerate(candidates):
         ctx.progress.advance(number, len(candidates))
         judged.append(_judge(candidate, artifact, examiner, ctx) if candidate.reason is None else candidate)
-    judged += search_fallbacks(judged, artifact, examiner, ctx)
+    if isinstance(examiner, Examiner):  # sensitivity of decoders is not searched yet
+        judged += search_fallbacks(judged, artifact, examiner, ctx)
     del examiner
     gc.collect()  # before several sessions are open at once
     judged = race_finalists(judged, artifact, ctx)
@@ -94,9 +102,17 @@ def run(artifact: Artifact | None, ctx: StageContext) -> StageResult:
     return StageResult(made, chosen.name != FLOAT_PARENT, metrics)
 
 
-def _judge(candidate: Candidate, artifact: Artifact, examiner: Examiner, ctx: StageContext) -> Candidate:
+def _examiner(
+    source: Runner, dataset: Dataset, tokenizer: TextTokenizer, contract: Contract, ctx: StageContext
+) -> Examiner | LanguageExaminer:
+    if contract.generation is None:
+        return Examiner(source, dataset, tokenizer, contract, ctx)
+    return LanguageExaminer(source, dataset, ctx.artifacts["export"].folder / "tokenizer.json", contract.generation, ctx)
+
+
+def _judge(candidate: Candidate, artifact: Artifact, examiner: Examiner | LanguageExaminer, ctx: StageContext) -> Candidate:
     ctx.progress.step(f"judging: {candidate.name}")
-    finding = examiner.examine(open_graph(artifact.folder / candidate.graph, candidate.session))
+    finding = examiner.examine(open_with_all_logits(artifact.folder / candidate.graph, artifact.contract, candidate.session))
     judged = replace(candidate, verdict=finding.to_json())
     if candidate.name == FLOAT_PARENT and finding.reason != "not-finite":
         return judged  # parity proved it stage by stage; on a handful of examples no bound could
@@ -135,15 +151,24 @@ def _nothing_ships(judged: Sequence[Candidate]) -> GateError:
     )
 
 
+def _raw_outputs(
+    texts: Sequence[str], chosen: Candidate, contract: Contract, tokenizer: TextTokenizer, ctx: StageContext
+) -> list[dict[str, np.ndarray]]:
+    """As ``raw_outputs`` of the loaded folder gives them."""
+    if contract.generation is not None:
+        decoder = Decoder(ctx.workdir / GRAPH_NAME, chosen.session, contract.generation)
+        return GenerationModel(decoder, ctx.artifacts["export"].folder, contract).raw_outputs(texts)
+    return Model(open_graph(ctx.workdir / GRAPH_NAME, chosen.session), tokenizer, contract).raw_outputs(texts)
+
+
 def _write(
     chosen: Candidate, judged: Sequence[Candidate], artifact: Artifact, tokenizer: TextTokenizer, ctx: StageContext
 ) -> None:
     copy_graph(graph_path(chosen, artifact, ctx), ctx.workdir)
     shutil.rmtree(ctx.workdir / FALLBACK_FOLDER, ignore_errors=True)
     save_candidates(judged, ctx.workdir)
-    model = Model(open_graph(ctx.workdir / GRAPH_NAME, chosen.session), tokenizer, artifact.contract)
-    texts = list(multilingual_sample().texts()[:GOLDEN_TEXTS])
-    outputs = model.outputs(tokenizer.encode(texts))
+    texts = [str(text) for text in multilingual_sample().texts()[:GOLDEN_TEXTS]]
+    outputs = _raw_outputs(texts, chosen, artifact.contract, tokenizer, ctx)
     golden = ctx.workdir / "golden"
     golden.mkdir()
     (golden / "inputs.json").write_text(json.dumps(texts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from hfaccel.artifact.artifact import Artifact, record_files
+from hfaccel.artifact.contract import TensorSpec
 from hfaccel.errors import ExportError, GateError, HfaccelError
 from hfaccel.evaluate import parity
+from hfaccel.evaluate.cached_decoding import POSITION_IDS, open_for_parity
 from hfaccel.quant.layers import parameter_digests
 from hfaccel.rewrites.graphs import GRAPH_NAME, save_graph
-from hfaccel.runtime.session import GraphSession
 from hfaccel.source.contract import build_contract
 from hfaccel.source.text import check_tokenizer, write_tokenizer
 from hfaccel.source.torch_model import TorchRunner, load_torch_model
 from hfaccel.stages.base import StageContext, StageName, StageResult
-from hfaccel.stages.exporters import EXPORTERS, quiet_exporters
+from hfaccel.stages.exporters import EXPORTERS, ExportJob, quiet_exporters
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     from hfaccel.recipe.schema import ExporterName, Recipe
 
 NAME: StageName = "export"
-REVISION = 3
+REVISION = 4
 LIBRARIES = ("torch", "transformers", "onnx", "onnx-ir", "onnxscript", "tokenizers")
 PARITY_FILE = "parity.npz"
 PARAMETERS_FILE = "parameters.json"
@@ -59,20 +61,22 @@ def run(artifact: Artifact | None, ctx: StageContext) -> StageResult:
     )
     cases = parity.record(TorchRunner(module), inputs)
     parity.save_cases(cases, ctx.workdir / PARITY_FILE)
-    digests = parameter_digests((name, value.detach().numpy()) for name, value in module.named_parameters())
+    digests = {}
+    if contract.generation is None:  # constructed decoders keep the names of their parameters
+        digests = parameter_digests((name, value.detach().numpy()) for name, value in module.named_parameters())
     (ctx.workdir / PARAMETERS_FILE).write_text(json.dumps(digests, indent=1), encoding="utf-8")
     failures: list[HfaccelError] = []
     for name in ctx.recipe.export.exporters:
         ctx.progress.step(f"exporting with {name}")
         try:
-            _export(name, module, contract, ctx)
-            result = parity.compare(GraphSession(ctx.workdir / GRAPH_NAME), cases)
+            exported = _export(name, module, contract, ctx)
+            result = parity.compare(open_for_parity(ctx.workdir / GRAPH_NAME, exported), cases)
             check_parity(result, ctx, stage=f"export ({name})")
         except HfaccelError as error:
             ctx.progress.warn(f"exporter {name}: {error}")
             failures.append(error)
             continue
-        made = Artifact(ctx.workdir, GRAPH_NAME, "fp32", contract, record_files(ctx.workdir))
+        made = Artifact(ctx.workdir, GRAPH_NAME, "fp32", exported, record_files(ctx.workdir))
         return StageResult(made, True, {"exporter": name, "parity": vars(result), "weight_bytes": ctx.source.weight_bytes})
     raise failures[-1]
 
@@ -90,17 +94,13 @@ def check_parity(result: parity.ParityResult, ctx: StageContext, *, stage: str) 
     )
 
 
-def _export(name: ExporterName, module: torch.nn.Module, contract: Contract, ctx: StageContext) -> None:
-    import torch
-
-    length = min(11, contract.text.max_length)
-    ids = torch.full((2, length), 1 if contract.text.pad_token_id != 1 else 2, dtype=torch.int64)
-    mask = torch.ones_like(ids)
-    samples = {"input_ids": ids, "attention_mask": mask, "token_type_ids": torch.zeros_like(ids)}
-    wanted = {spec.name: samples[spec.name] for spec in contract.inputs}
+def _export(name: ExporterName, module: torch.nn.Module, contract: Contract, ctx: StageContext) -> Contract:
+    """Write the graph; the contract with the inputs that it really reads."""
     try:
         with quiet_exporters():
-            model = EXPORTERS[name](module, wanted, ctx.recipe.export.opset, contract.text.max_length)
+            model = EXPORTERS[name](ExportJob(ctx.source, module, contract, ctx.recipe.export.opset))
+    except HfaccelError:
+        raise
     except Exception as error:  # an exporter can fail in any way; all of them mean: not with this exporter
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else ""
         raise ExportError(
@@ -111,3 +111,6 @@ def _export(name: ExporterName, module: torch.nn.Module, contract: Contract, ctx
     for value, spec in zip(model.graph.outputs, contract.outputs, strict=True):
         value.name = spec.name
     save_graph(model, ctx.workdir)
+    if any(value.name == POSITION_IDS for value in model.graph.inputs):  # of learned positions only
+        return replace(contract, inputs=(*contract.inputs, TensorSpec(POSITION_IDS, "int64", ("batch", "sequence"))))
+    return contract

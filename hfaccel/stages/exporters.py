@@ -1,4 +1,4 @@
-"""The ways from a torch module to an ONNX graph, behind one function each: ``(module, inputs, opset) -> onnx_ir.Model``."""
+"""The ways from a checkpoint to an ONNX graph, behind one function each: ``(job) -> onnx_ir.Model``."""
 
 from __future__ import annotations
 
@@ -7,41 +7,120 @@ import io
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from hfaccel.errors import ExportError
 
 if TYPE_CHECKING:
     import onnx_ir
     import torch
 
+    from hfaccel.artifact.contract import Contract
     from hfaccel.recipe.schema import ExporterName
+    from hfaccel.source.model import SourceModel
 
     Inputs = dict[str, torch.Tensor]
-    Exporter = Callable[[torch.nn.Module, Inputs, int, int], onnx_ir.Model]
+    Exporter = Callable[["ExportJob"], onnx_ir.Model]
 
-_NOISY_LOGGERS = ("transformers", "torch", "onnxscript", "onnx_ir")
+_NOISY_LOGGERS = ("transformers", "torch", "onnxscript", "onnx_ir", "mobius")
+_SAMPLE_LENGTH = 11
 
 
-def export_with_transformers(module: torch.nn.Module, inputs: Inputs, opset: int, max_length: int) -> onnx_ir.Model:
+@dataclass(frozen=True)
+class ExportJob:
+    """What an exporter may look at.
+
+    Attributes:
+        source: the checkpoint on disk.
+        module: the same in torch.
+        contract: inputs and outputs that the graph shall have.
+        opset: of ONNX.
+    """
+
+    source: SourceModel
+    module: torch.nn.Module
+    contract: Contract
+    opset: int
+
+    def samples(self) -> Inputs:
+        """Inputs [2, 11] to trace with."""
+        import torch
+
+        text = self.contract.text
+        ids = torch.full((2, min(_SAMPLE_LENGTH, text.max_length)), 1 if text.pad_token_id != 1 else 2, dtype=torch.int64)
+        known = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": torch.zeros_like(ids)}
+        return {spec.name: known[spec.name] for spec in self.contract.inputs}
+
+
+def export_with_transformers(job: ExportJob) -> onnx_ir.Model:
     """Through ``transformers.exporters`` (experimental there; its version is pinned and the parity gate judges its graphs)."""
     from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
 
-    config = OnnxConfig(dynamic=True, dynamic_shapes=_dynamic_shapes(inputs, max_length), opset_version=opset)
-    program: onnx_ir.Model = OnnxExporter().export(module, inputs, config).program
+    inputs = _samples_of_encoder(job)
+    shapes = _dynamic_shapes(inputs, job.contract.text.max_length)
+    config = OnnxConfig(dynamic=True, dynamic_shapes=shapes, opset_version=job.opset)
+    program: onnx_ir.Model = OnnxExporter().export(job.module, inputs, config).program
     return program
 
 
-def export_with_torch(module: torch.nn.Module, inputs: Inputs, opset: int, max_length: int) -> onnx_ir.Model:
+def export_with_torch(job: ExportJob) -> onnx_ir.Model:
     """Through plain ``torch.onnx.export(dynamo=True)``."""
     import torch
 
-    shapes = _dynamic_shapes(inputs, max_length)
-    exported = torch.onnx.export(module, kwargs=inputs, dynamo=True, dynamic_shapes=shapes, opset_version=opset, verbose=False)
+    inputs = _samples_of_encoder(job)
+    shapes = _dynamic_shapes(inputs, job.contract.text.max_length)
+    exported = torch.onnx.export(
+        job.module, kwargs=inputs, dynamo=True, dynamic_shapes=shapes, opset_version=job.opset, verbose=False
+    )
     assert exported is not None  # None is returned only when a file name is given
     model: onnx_ir.Model = exported.model
     return model
 
 
-EXPORTERS: Mapping[ExporterName, Exporter] = {"transformers": export_with_transformers, "torch": export_with_torch}
+def construct_with_mobius(job: ExportJob) -> onnx_ir.Model:
+    """A decoder's graph built from its config, with the weights attached: nothing is traced, so it takes seconds.
+
+    One graph serves prompt and single tokens, with one ``GroupQueryAttention`` a layer.
+    """
+    import mobius
+
+    if job.contract.generation is None:
+        raise ExportError("mobius constructs decoders only", where=f"task {job.contract.task}")
+    with contextlib.redirect_stderr(io.StringIO()):  # its progress bars
+        package = mobius.build(
+            str(job.source.folder),
+            task="text-generation",
+            dtype="f32",
+            trust_remote_code=job.source.trust_remote_code,
+            execution_provider="cpu",
+        )
+    model: onnx_ir.Model = package["model"]
+    _use_names_of(job.contract, model)
+    return model
+
+
+EXPORTERS: Mapping[ExporterName, Exporter] = {
+    "transformers": export_with_transformers,
+    "torch": export_with_torch,
+    "mobius": construct_with_mobius,
+}
+
+
+def _samples_of_encoder(job: ExportJob) -> Inputs:
+    if job.contract.generation is not None:
+        raise ExportError("decoders are not traced yet", where=f"model_type {job.source.model_type}")
+    return job.samples()
+
+
+def _use_names_of(contract: Contract, model: onnx_ir.Model) -> None:
+    """The contract's symbols in the shapes of the graph's inputs and outputs (``sequence`` for ``sequence_len``)."""
+    import onnx_ir
+
+    specs = {spec.name: spec for spec in (*contract.inputs, *contract.outputs)}
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        if value.name in specs:
+            value.shape = onnx_ir.Shape(specs[value.name].shape)
 
 
 def _dynamic_shapes(inputs: Inputs, max_length: int) -> dict[str, Any]:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from hfaccel.artifact.artifact import Artifact, record_files
 from hfaccel.recipe.formula import evaluate_formula
+from hfaccel.rewrites import FUSIONS
+from hfaccel.rewrites.drop_unused import drop_unused
 from hfaccel.rewrites.graphs import GRAPH_NAME, load_graph, operator_counts, save_graph
 from hfaccel.stages.base import StageContext, StageName, StageResult
 from hfaccel.stages.exporters import quiet_exporters
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
     from hfaccel.recipe.schema import Recipe
 
 NAME: StageName = "fuse"
-REVISION = 1
+REVISION = 2
 LIBRARIES = ("transformers", "onnx", "onnx-ir", "onnxscript")
 
 
@@ -33,20 +35,30 @@ def requires(artifact: Artifact | None, ctx: StageContext) -> list[str]:
 
 
 def run(artifact: Artifact | None, ctx: StageContext) -> StageResult:
-    """Fuse for the target's execution provider with transformers' fusions, and count what came out."""
+    """Fuse as the recipe says, and count what came out."""
     assert artifact is not None  # the pipeline checked requires()
-    from transformers.exporters.onnxruntime_fusions import fuse_for_onnxruntime
-
     model = load_graph(artifact.graph_path)
     before = operator_counts(model)
-    with quiet_exporters():
-        fuse_for_onnxruntime(model, "cuda" if ctx.target.provider.startswith("CUDA") else "cpu")
+    for name in ctx.recipe.fuse.fusions:
+        if name == "onnxruntime":
+            _fuse_for_onnxruntime(model, ctx)
+        else:
+            FUSIONS[name](model)
+    drop_unused(model)
     counts = operator_counts(model)
     save_graph(model, ctx.workdir)
     made = Artifact(ctx.workdir, GRAPH_NAME, artifact.precision, artifact.contract, record_files(ctx.workdir))
     missed = contract_problems(ctx.recipe.fuse.contract, ctx.source.config, model)
     metrics = {"operators": counts, "contract": dict(ctx.recipe.fuse.contract), "contract_missed": missed}
     return StageResult(made, counts != before, metrics)
+
+
+def _fuse_for_onnxruntime(model: onnx_ir.Model, ctx: StageContext) -> None:
+    """Transformers' fusions for the target's execution provider."""
+    from transformers.exporters.onnxruntime_fusions import fuse_for_onnxruntime
+
+    with quiet_exporters():
+        fuse_for_onnxruntime(model, "cuda" if ctx.target.provider.startswith("CUDA") else "cpu")
 
 
 def contract_problems(contract: Mapping[str, str], config: Mapping[str, Any], model: onnx_ir.Model) -> list[str]:

@@ -18,6 +18,7 @@ from hfaccel.quant.build import BuiltCandidate, CalibrationData, build_candidate
 from hfaccel.quant.calibration import STATISTICS_FOLDER, save_statistics
 from hfaccel.rewrites.graphs import GRAPH_NAME, copy_graph, graph_bytes, link_graph
 from hfaccel.runtime.engines import engine_available, open_graph
+from hfaccel.runtime.generation.decoder import Decoder
 from hfaccel.stages.base import StageContext, StageName, StageResult
 from hfaccel.stages.calibrate import calibration_batches
 from hfaccel.stages.candidates import FLOAT_PARENT, Candidate, Reason, save_candidates
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from hfaccel.quant.calibration import ActivationStatistics
     from hfaccel.recipe.schema import GraphScope, Recipe, Rung
     from hfaccel.recipe.targets import TargetProfile
-    from hfaccel.runtime.session import Runner
 
 NAME: StageName = "quantize"
 REVISION = 8
@@ -169,7 +169,7 @@ def _build(
             graphs[key] = _graph(rung, len(graphs), calibration, parents[rung.graph].graph_path, ctx)
         built = graphs[key]
         link_graph(built.path, folder)
-        finite = _is_finite(open_graph(folder / GRAPH_NAME, session), ctx)
+        finite = _is_finite(folder / GRAPH_NAME, session, ctx)
     except (HfaccelError, ValueError, RuntimeError, KeyError, TypeError, AssertionError) as error:
         shutil.rmtree(folder)
         return replace(empty, reason="build-failed", detail=f"{type(error).__name__}: {str(error).splitlines()[0][:200]}")
@@ -227,7 +227,12 @@ def _dropped(candidate: Candidate, reason: Reason, detail: str, ctx: StageContex
     return replace(candidate, graph="", reason=reason, detail=detail)
 
 
-def _is_finite(runner: Runner, ctx: StageContext) -> bool:
-    point = Point(2, min(16, ctx.artifacts["export"].contract.text.max_length))
+def _is_finite(graph: Path, session: SessionSettings, ctx: StageContext) -> bool:
+    contract = ctx.artifacts["export"].contract
+    if contract.generation is not None:
+        logits = Decoder(graph, session, contract.generation).prefill([[contract.text.pad_token_id, 0, 1]]).logits
+        return bool(np.isfinite(logits).all())
+    runner = open_graph(graph, session)
+    point = Point(2, min(16, contract.text.max_length))
     feeds = make_feeds(point, runner.input_names, vocabulary_size=ctx.source.vocabulary_size, seed=ctx.recipe.seed)
     return all(bool(np.isfinite(output).all()) for output in runner.run(feeds).values())

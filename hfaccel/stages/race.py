@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hfaccel.artifact.contract import SessionSettings
+from hfaccel.measure.decoding import decoding_calls, parse_requests
 from hfaccel.measure.host import physical_cores
 from hfaccel.measure.timing import MIN_ROUNDS, PATIENCE, SETTLE_S, Timing, compare, interleaved
-from hfaccel.measure.workload import Point, fit_workload, make_feeds, parse_workload
+from hfaccel.measure.workload import fit_workload, make_feeds, parse_workload
 from hfaccel.runtime.engines import open_graph
+from hfaccel.runtime.generation.decoder import Decoder
 from hfaccel.stages.candidates import Candidate, PointTiming
 
 if TYPE_CHECKING:
@@ -144,37 +146,49 @@ def _session_bytes(entrant: Entrant) -> int:
 
 def _time(
     entrants: Mapping[str, Entrant], ctx: StageContext, *, share: float, patience: float = 1.0, min_rounds: int = MIN_ROUNDS
-) -> dict[Point, dict[str, Timing]]:
+) -> dict[str, dict[str, Timing]]:
     """Samples by point of the workload and entrant; ``share`` times as long as the recipe says for each entrant."""
-    max_length = ctx.artifacts["export"].contract.text.max_length
-    threads, seconds = physical_cores(), ctx.recipe.measure.seconds_per_point * len(entrants) * share
-    runners = {
-        name: open_graph(entrant.graph, replace(entrant.session, intra_op_num_threads=threads, spin_after_run=False))
+    seconds = ctx.recipe.measure.seconds_per_point * len(entrants) * share
+    return {
+        point: interleaved(calls, seconds=seconds, min_rounds=min_rounds, pause_s=PAUSE_S, settle_s=SETTLE_S, patience=patience)
+        for point, calls in _calls(entrants, ctx)
+    }
+
+
+def _calls(entrants: Mapping[str, Entrant], ctx: StageContext) -> Iterator[tuple[str, dict[str, Callable[[], None]]]]:
+    """What to time, by point of the workload and entrant; all entrants are open meanwhile."""
+    contract, workload, seed = ctx.artifacts["export"].contract, ctx.recipe.measure.workload, ctx.recipe.seed
+    settings = {
+        name: replace(entrant.session, intra_op_num_threads=physical_cores(), spin_after_run=False)
         for name, entrant in entrants.items()
     }
-    vocabulary_size, seed = ctx.source.vocabulary_size, ctx.recipe.seed
-    timed = {}
-    for point in fit_workload(parse_workload(ctx.recipe.measure.workload), max_length):
-        calls = {
-            name: functools.partial(
-                _call, runner, make_feeds(point, runner.input_names, vocabulary_size=vocabulary_size, seed=seed)
-            )
-            for name, runner in runners.items()
-        }
-        timed[point] = interleaved(
-            calls, seconds=seconds, min_rounds=min_rounds, pause_s=PAUSE_S, settle_s=SETTLE_S, patience=patience
+    if contract.generation is not None:
+        decoders = {name: Decoder(entrants[name].graph, settings[name], contract.generation) for name in entrants}
+        yield from decoding_calls(decoders, parse_requests(workload), seed=seed)
+        return
+    runners = {name: open_graph(entrants[name].graph, settings[name]) for name in entrants}
+    for point in fit_workload(parse_workload(workload), contract.text.max_length):
+        yield (
+            str(point),
+            {
+                name: functools.partial(
+                    _call,
+                    runner,
+                    make_feeds(point, runner.input_names, vocabulary_size=ctx.source.vocabulary_size, seed=seed),
+                )
+                for name, runner in runners.items()
+            },
         )
-    return timed
 
 
-def _against(parent: str, name: str, timed: Mapping[Point, Mapping[str, Timing]]) -> tuple[PointTiming, ...]:
+def _against(parent: str, name: str, timed: Mapping[str, Mapping[str, Timing]]) -> tuple[PointTiming, ...]:
     return tuple(_point_timing(point, times[parent], times[name]) for point, times in timed.items())
 
 
-def _point_timing(point: Point, parent: Timing, candidate: Timing) -> PointTiming:
+def _point_timing(point: str, parent: Timing, candidate: Timing) -> PointTiming:
     result = compare(parent, candidate)
     return PointTiming(
-        point=str(point),
+        point=point,
         parent_ms=parent.p50,
         candidate_ms=candidate.p50,
         candidate_p95_ms=candidate.p95,

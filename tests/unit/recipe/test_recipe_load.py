@@ -8,6 +8,7 @@ from hfaccel.errors import ExitCode, RecipeError
 from hfaccel.recipe.load import choose_recipe, list_recipes, load_recipe, recipes_folder
 
 GENERIC = "encoder"
+PARENTS = ("encoder", "decoder")
 NAMES = [path.stem for path in sorted(recipes_folder().glob("*.yaml"))]
 
 
@@ -29,8 +30,8 @@ def test_shipped_recipe_loads(name: str) -> None:
     resolved = load_recipe(name)
     assert resolved.recipe.name == name
     assert resolved.recipe.description
-    if name != GENERIC:
-        assert resolved.recipe.extends == GENERIC
+    if name not in PARENTS:
+        assert resolved.recipe.extends in PARENTS
         assert resolved.recipe.model_types
         assert resolved.recipe.fuse.contract
         assert "contract:" in (recipes_folder() / f"{name}.yaml").read_text()
@@ -42,11 +43,19 @@ def test_each_model_type_has_one_recipe() -> None:
 
 
 def test_choose_recipe() -> None:
-    assert choose_recipe("distilbert") == ("distilbert", None)
-    assert choose_recipe("mystery") == (
+    assert choose_recipe("distilbert", "fill-mask") == ("distilbert", None)
+    assert choose_recipe("llama", "text-generation") == ("llama", None)
+    assert choose_recipe("mystery", "fill-mask") == (
         "encoder",
         "no recipe for model type 'mystery': the generic recipe 'encoder' is used, which states no fusion contract",
     )
+    assert choose_recipe("mystery", "text-generation") == (
+        "decoder",
+        "no recipe for model type 'mystery': the generic recipe 'decoder' is used, which states no fusion contract",
+    )
+    # a recipe of the architecture, but for another kind of task
+    assert choose_recipe("bert", "text-generation")[0] == "decoder"
+    assert choose_recipe("llama", "feature-extraction")[0] == "encoder"
 
 
 def test_child_overrides_and_origins_tell_where(tmp_path: Path) -> None:

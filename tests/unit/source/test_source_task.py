@@ -40,7 +40,7 @@ def test_unknown_task(requested: str) -> None:
         resolve_task_name(requested)
     assert str(caught.value) == (
         f"--task: unknown task '{requested}' (use one of: text-classification, token-classification, question-answering, "
-        "fill-mask, feature-extraction, sentence-similarity, text-ranking)"
+        "fill-mask, feature-extraction, sentence-similarity, text-ranking, text-generation)"
     )
 
 
@@ -52,6 +52,8 @@ def test_unknown_task(requested: str) -> None:
         ("RobertaForQuestionAnswering", "question-answering"),
         ("ModernBertForMaskedLM", "fill-mask"),
         ("BertModel", "feature-extraction"),
+        ("LlamaForCausalLM", "text-generation"),
+        ("GPT2LMHeadModel", "text-generation"),
     ],
 )
 def test_task_of_architecture(tmp_path: Path, architecture: str, task: str) -> None:

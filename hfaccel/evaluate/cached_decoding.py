@@ -1,0 +1,93 @@
+"""Runs a decoder's graph as it is used, prompt first and then token by token with its cache, and gathers the logits of all of it.
+
+So a parity check against the source, which reads the whole text at once and has no cache, covers the cache as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from hfaccel.artifact.contract import Contract, GenerationSettings, SessionSettings
+from hfaccel.rewrites.graphs import load_graph
+from hfaccel.rewrites.last_token_logits import all_token_logits
+from hfaccel.runtime.engines import open_graph
+from hfaccel.runtime.session import GraphSession, Runner
+
+POSITION_IDS = "position_ids"
+_DEFAULT_SETTINGS = SessionSettings()
+
+
+def open_for_parity(graph: Path, contract: Contract) -> Runner:
+    """What to compare with the source: the graph itself, or of a decoder its way through prompt and steps."""
+    runner = open_with_all_logits(graph, contract)
+    return runner if contract.generation is None else CachedDecoding(runner, contract.generation)
+
+
+def open_with_all_logits(graph: Path, contract: Contract, settings: SessionSettings = _DEFAULT_SETTINGS) -> Runner:
+    """The graph as its settings say; of a decoder, which gives the logits of the last token only, edited to give those of all."""
+    if contract.generation is None:
+        return open_graph(graph, settings)
+    import onnx_ir
+
+    model = load_graph(graph)
+    if not all_token_logits(model):
+        return open_graph(graph, settings)
+    return GraphSession(graph, settings, content=onnx_ir.to_proto(model).SerializeToString())
+
+
+class CachedDecoding:
+    """A :class:`hfaccel.runtime.session.Runner` with the inputs of a whole text, over a graph with a cache.
+
+    Half of each row is the prompt, the rest goes one token at a time. Rows may be of different lengths, padded on the right.
+
+    Args:
+        graph: reads ``input_ids``, ``attention_mask``, the past of each layer and possibly ``position_ids``; gives the logits of all
+            its new tokens and the present of each layer.
+        settings: shape of the cache.
+    """
+
+    def __init__(self, graph: Runner, settings: GenerationSettings) -> None:
+        self.input_names: tuple[str, ...] = ("input_ids", "attention_mask")
+        self._graph = graph
+        self._settings = settings
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """``logits`` float32 [batch, sequence, vocabulary] for ids and mask [batch, sequence]; zero where the mask is."""
+        ids, lengths = feeds["input_ids"], feeds["attention_mask"].sum(axis=1)
+        batch, width = ids.shape
+        rows = np.arange(batch)
+        prompts = np.maximum(1, lengths // 2)
+        prompt_width = int(prompts.max())
+        mask = (np.arange(prompt_width) < prompts[:, None]).astype(np.int64)
+        positions = np.broadcast_to(np.arange(prompt_width), mask.shape)
+        found, past = self._call(ids[:, :prompt_width], mask, positions, empty_past(batch, self._settings))
+        logits = np.zeros((batch, width, found.shape[-1]), dtype=np.float32)
+        for row, length in enumerate(prompts):
+            logits[row, :length] = found[row, :length]
+        for step in range(int((lengths - prompts).max(initial=0))):
+            position = prompts + step
+            mask = np.concatenate([mask, np.ones((batch, 1), dtype=np.int64)], axis=1)
+            # A row that has ended goes on with any token; what it gives is not looked at.
+            token = ids[rows, np.minimum(position, width - 1)][:, None]
+            found, past = self._call(token, mask, position[:, None], past)
+            alive = rows[position < lengths]
+            logits[alive, position[alive]] = found[alive, 0]
+        return {"logits": logits}
+
+    def _call(
+        self, ids: np.ndarray, mask: np.ndarray, positions: np.ndarray, past: Mapping[str, np.ndarray]
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        feeds = {"input_ids": np.ascontiguousarray(ids), "attention_mask": mask, POSITION_IDS: positions.astype(np.int64), **past}
+        outputs = self._graph.run(feeds)
+        logits = outputs.pop("logits")
+        return logits, {name.replace("present.", "past_key_values."): value for name, value in outputs.items()}
+
+
+def empty_past(batch: int, settings: GenerationSettings) -> dict[str, np.ndarray]:
+    """A cache without tokens, for a session that is fed arrays."""
+    shape = (batch, settings.key_value_heads, 0, settings.head_size)
+    names = (f"past_key_values.{layer}.{part}" for layer in range(settings.layers) for part in ("key", "value"))
+    return {name: np.zeros(shape, dtype=np.float32) for name in names}

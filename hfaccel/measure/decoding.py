@@ -1,0 +1,91 @@
+"""What is timed of a decoder: reading a prompt, and writing an answer after it."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from hfaccel.errors import UsageError
+from hfaccel.runtime.generation.cache import KeyValueCache
+from hfaccel.runtime.generation.decoder import Decoder, Decoding
+
+_REQUEST = re.compile(r"([1-9][0-9]{0,5})\s*\+\s*([1-9][0-9]{0,5})")
+
+
+@dataclass(frozen=True)
+class Request:
+    """One sequence: a prompt of so many tokens, and so many new ones."""
+
+    prompt: int
+    new: int
+
+    def __str__(self) -> str:
+        return f"{self.prompt}+{self.new}"
+
+
+def parse_requests(points: Sequence[str]) -> tuple[Request, ...]:
+    """Read ``prompt+new`` points such as ``128+32``; repeated ones count once.
+
+    Raises:
+        UsageError: a point is not of that form.
+    """
+    found = []
+    for point in points:
+        match = _REQUEST.fullmatch(point.strip())
+        if match is None:
+            raise UsageError(
+                f"'{point}' is no workload of text generation",
+                where="workload",
+                hint="write prompt+new tokens, for example 128+32",
+            )
+        found.append(Request(int(match[1]), int(match[2])))
+    return tuple(dict.fromkeys(found))
+
+
+def decoding_calls(
+    decoders: Mapping[str, Decoder], requests: Sequence[Request], *, seed: int
+) -> Iterator[tuple[str, dict[str, Callable[[], None]]]]:
+    """What to time, by name of the point: each prompt as a whole, then the answer to it as a whole.
+
+    Args:
+        decoders: by name.
+        requests: cut to what the model reads.
+        seed: the same seed gives the same tokens.
+    """
+    for request in requests:
+        yield f"prompt of {request.prompt}", {name: _prompt(decoder, request, seed) for name, decoder in decoders.items()}
+        answers = {name: _answer(decoder, request, seed) for name, decoder in decoders.items()}
+        yield f"{request.new} tokens after {request.prompt}", answers
+
+
+def _prompt(decoder: Decoder, request: Request, seed: int) -> Callable[[], None]:
+    tokens = _tokens(decoder, request.prompt, seed)
+
+    def read() -> None:
+        decoder.prefill([tokens])
+
+    return read
+
+
+def _answer(decoder: Decoder, request: Request, seed: int) -> Callable[[], None]:
+    prompt = _tokens(decoder, request.prompt, seed)
+    cache = decoder.prefill([prompt], room=request.new).cache
+    return functools.partial(_write, decoder, cache, prompt, _tokens(decoder, request.new, seed + 1))
+
+
+def _write(decoder: Decoder, cache: KeyValueCache, prompt: list[int], answer: list[int]) -> None:
+    """Step over the same tokens each time: what was written before is overwritten."""
+    decoding = Decoding(decoder, cache, prompt)
+    for token in answer:
+        decoding.step(np.array([token], dtype=np.int64))
+
+
+def _tokens(decoder: Decoder, count: int, seed: int) -> list[int]:
+    settings = decoder.settings
+    count = max(1, min(count, settings.context_length // 2))
+    drawn: list[int] = np.random.default_rng(seed).integers(0, settings.vocabulary_size, count).tolist()
+    return drawn

@@ -1,0 +1,70 @@
+"""What a decoder's config and ``generation_config.json`` say about its cache and about how tokens are chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from hfaccel.artifact.contract import GenerationDefaults, GenerationSettings, TensorSpec, TextSettings
+from hfaccel.source.model import read_object
+
+if TYPE_CHECKING:
+    from hfaccel.source.model import SourceModel
+
+GENERATION_FILE = "generation_config.json"
+
+
+def generation_settings(source: SourceModel, config: Any, text: TextSettings) -> GenerationSettings:
+    """The cache of a decoder and how its tokens are chosen.
+
+    Args:
+        source: the checkpoint.
+        config: as transformers loaded it; it knows the common names of sizes that config files call differently.
+        text: of the checkpoint.
+    """
+    wishes = read_object(source.folder / GENERATION_FILE)
+    heads = int(config.num_attention_heads)
+    return GenerationSettings(
+        layers=int(config.num_hidden_layers),
+        key_value_heads=int(getattr(config, "num_key_value_heads", None) or heads),
+        head_size=int(getattr(config, "head_dim", None) or int(config.hidden_size) // heads),
+        context_length=text.max_length,
+        vocabulary_size=int(config.vocab_size),
+        end_token_ids=_ids(wishes.get("eos_token_id", config.eos_token_id)),
+        pad_token_id=text.pad_token_id,
+        defaults=_defaults(wishes),
+    )
+
+
+def cache_inputs(settings: GenerationSettings) -> tuple[TensorSpec, ...]:
+    """The past of each layer, key before value."""
+    return _cache(settings, "past_key_values", "past_sequence")
+
+
+def cache_outputs(settings: GenerationSettings) -> tuple[TensorSpec, ...]:
+    """The present of each layer, key before value."""
+    return _cache(settings, "present", "total_sequence")
+
+
+def _cache(settings: GenerationSettings, name: str, length: str) -> tuple[TensorSpec, ...]:
+    shape = ("batch", settings.key_value_heads, length, settings.head_size)
+    names = (f"{name}.{layer}.{part}" for layer in range(settings.layers) for part in ("key", "value"))
+    return tuple(TensorSpec(item, "float32", shape) for item in names)
+
+
+def _ids(value: Any) -> tuple[int, ...]:
+    if value is None:
+        return ()
+    return tuple(int(item) for item in (value if isinstance(value, list) else [value]))
+
+
+def _defaults(wishes: Mapping[str, Any]) -> GenerationDefaults:
+    """As transformers reads the file: what is null or absent has no effect."""
+    return GenerationDefaults(
+        do_sample=bool(wishes.get("do_sample") or False),
+        temperature=float(wishes.get("temperature") or 1.0),
+        top_k=int(wishes.get("top_k") or 0),
+        top_p=float(wishes.get("top_p") or 1.0),
+        min_p=float(wishes.get("min_p") or 0.0),
+        repetition_penalty=float(wishes.get("repetition_penalty") or 1.0),
+    )
