@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from hfaccel.artifact.cache_space import cache_limit_bytes
 from hfaccel.artifact.store import default_cache_folder
 from hfaccel.errors import HfaccelError, ResourceError, SettingsError, UsageError
-from hfaccel.evaluate.dataset import Dataset, load_dataset
+from hfaccel.evaluate.dataset import HOLD_OUT_MINIMUM, Dataset, load_dataset
 from hfaccel.evaluate.metrics import METRIC_NAMES
 from hfaccel.measure.memory import available_memory_bytes
 from hfaccel.recipe.load import GENERIC_RECIPE, ResolvedRecipe, choose_recipe, load_recipe
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+LANGUAGE_HOLD_OUT = 16
+"""Texts from which some are held out for the calibration of a language model: each has as much to say as many short examples."""
 MEMORY_FACTOR = 3
 MEMORY_BASE_BYTES = 1_000_000_000
 DISK_FACTOR = 8
@@ -251,7 +253,8 @@ def _load_data(request: CompileRequest, source: SourceModel, recipe: Recipe) -> 
         return dataset, texts.texts(), texts.sha256
     if dataset is None:
         return None, (), ""
-    calibration, rest = dataset.split_calibration(count)
+    enough = LANGUAGE_HOLD_OUT if source.task == "text-generation" else HOLD_OUT_MINIMUM
+    calibration, rest = dataset.split_calibration(count, hold_out_from=enough)
     return rest, calibration, dataset.sha256
 
 

@@ -63,19 +63,20 @@ class Dataset:
         shared = sum(len(cluster) for cluster in clusters) > len(numbers)
         return tuple(clusters) if shared else None
 
-    def split_calibration(self, count: int) -> tuple[tuple[TextInput, ...], Dataset]:
+    def split_calibration(self, count: int, *, hold_out_from: int = HOLD_OUT_MINIMUM) -> tuple[tuple[TextInput, ...], Dataset]:
         """Texts for calibration (their labels are not looked at) and the data to evaluate on.
 
-        Examples are held out only where at least 400 are there and none shares a text with another; else the texts serve both.
+        Examples are held out only where enough are there and none shares a text with another; else the texts serve both.
 
         Args:
             count: how many examples (held out) or texts (shared) to calibrate with.
+            hold_out_from: how many examples are enough; the gate needs all of fewer.
 
         Returns:
             the texts, and the data set without the examples held out.
         """
         total = len(self.examples)
-        if total >= HOLD_OUT_MINIMUM and self.clusters() is None:
+        if total >= hold_out_from and self.clusters() is None:
             held_out = set(_spread(total, min(count, total // 4)))
             chosen = replace(self, examples=tuple(self.examples[index] for index in sorted(held_out)))
             rest = tuple(example for index, example in enumerate(self.examples) if index not in held_out)

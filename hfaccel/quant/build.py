@@ -15,6 +15,7 @@ import numpy as np
 
 from hfaccel.errors import RecipeError
 from hfaccel.quant.calibration import ActivationStatistics, Feeds, observe
+from hfaccel.quant.gptq import store_compensated
 from hfaccel.quant.outlier_neurons import feed_forward_blocks, split_outlier_neurons
 from hfaccel.quant.scheme import EXTERNAL_DATA_FROM_BYTES, embedding_lookups, matmul_sites
 from hfaccel.quant.sensitivity import rank_by_sensitivity
@@ -75,12 +76,14 @@ class PreparedGraph:
         matmuls: names of the MatMuls that can be quantized, in graph order.
         split: names of those of split-off outlier neurons, which cannot.
         ranges: of the activations by name, for the static scheme; None for the others.
+        batches: calibration texts, for the method gptq.
     """
 
     model: onnx_ir.Model
     matmuls: tuple[str, ...]
     split: tuple[str, ...]
     ranges: Mapping[str, tuple[float, float]] | None
+    batches: Sequence[Feeds]
 
 
 def build_candidate(
@@ -133,7 +136,7 @@ def prepare_graph(rung: Rung, graph: Path, calibration: CalibrationData, *, scra
         if rung.calibration == "percentile":  # a histogram cannot be derived from that of the unchanged graph
             statistics = observe(model, activations, calibration.batches, workdir=scratch, histograms=True)
         ranges = {name: statistics[name].range(rung.calibration) for name in activations}
-    return PreparedGraph(model, matmuls, split, ranges)
+    return PreparedGraph(model, matmuls, split, ranges, calibration.batches)
 
 
 def switched_graph(rung: Rung, prepared: PreparedGraph, *, weight_bits: int, workdir: Path) -> SwitchedGraph:
@@ -160,7 +163,7 @@ def quantize_graph(
             hint="leave the rung out of the ladder, the float graph competes anyway",
         )
     if rung.scheme == "weight-only":
-        path = write_weight_only(rung, prepared.model, nodes, folder)
+        path = _write_weight_only(rung, prepared, nodes, folder)
         return BuiltCandidate(path, tuple(nodes), tuple(kept_float), prepared.split)
     scratch = folder / "scratch"
     source = _save_prepared(prepared.model, scratch)
@@ -174,6 +177,15 @@ def quantize_graph(
     if rung.blockwise_matmuls:
         write_blocks(rung, output, rung.blockwise_matmuls, folder)
     return BuiltCandidate(output, (*nodes, *rung.blockwise_matmuls), tuple(kept_float), prepared.split)
+
+
+def _write_weight_only(rung: Rung, prepared: PreparedGraph, nodes: Sequence[str], folder: Path) -> Path:
+    if rung.method != "gptq":
+        return write_weight_only(rung, prepared.model, nodes, folder)
+    model, scratch = prepared.model.clone(), folder / "scratch"
+    store_compensated(rung, model, nodes, prepared.batches, workdir=scratch)
+    shutil.rmtree(scratch, ignore_errors=True)
+    return write_weight_only(rung, model, (), folder)  # the tables
 
 
 def write_blocks(rung: Rung, graph: Path, names: Collection[str], folder: Path) -> Path:

@@ -93,7 +93,7 @@ def observe(
         workdir: where the instrumented graph may lie meanwhile.
         histograms: also gather what percentile ranges need.
     """
-    session = GraphSession(_with_outputs(model, names, workdir))
+    session = GraphSession(with_outputs(model, names, workdir))
     statistics: dict[str, ActivationStatistics] = {}
     for feeds in batches:
         mask = feeds["attention_mask"].astype(bool)
@@ -147,7 +147,8 @@ def load_statistics(path: Path) -> dict[str, ActivationStatistics]:
         ) from error
 
 
-def _with_outputs(model: onnx_ir.Model, names: Sequence[str], workdir: Path) -> Path:
+def with_outputs(model: onnx_ir.Model, names: Sequence[str], workdir: Path) -> Path:
+    """Write a copy of the graph to ``workdir`` that also gives the named values."""
     copy = model.clone()
     wanted, present = set(names), {value.name for value in copy.graph.outputs}
     for node in copy.graph:

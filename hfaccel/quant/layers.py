@@ -19,6 +19,8 @@ from hfaccel.quant.scheme import matmul_sites
 if TYPE_CHECKING:
     import onnx_ir
 
+    from hfaccel.recipe.schema import Part
+
 _LAYER = re.compile(r"\.(?:layers?|h|blocks?|albert_layers|layer_groups)\.(\d+)\.")
 # The first pattern that occurs in a parameter's name names its role; order matters (output.dense is in attention.output.dense).
 _ROLES = (
@@ -32,6 +34,17 @@ _ROLES = (
     ("up", r"\b(intermediate\.dense|lin1|mlp\.Wi|ffn|up_proj|fc1)\b"),
     ("down", r"\b(output\.dense|lin2|mlp\.Wo|ffn_output|down_proj|fc2)\b"),
 )
+
+
+_HEAD = re.compile(r"lm_head|embed_out|_untied$")
+_PARTS: Mapping[str, Part] = {
+    "query": "attention",
+    "key": "attention",
+    "value": "attention",
+    "query, key, value": "attention",
+    "output": "attention",
+    "down": "down",
+}
 
 
 @dataclass(frozen=True)
@@ -68,6 +81,14 @@ def matmul_places(model: onnx_ir.Model, digests: Mapping[str, str]) -> tuple[Mat
         parameter = digests.get(_digest(weight.const_value.numpy()), "") if digests else weight.name or ""
         places.append(_place(site.node, parameter))
     return tuple(places)
+
+
+def part_of(parameter: str) -> Part | None:
+    """Which part of a decoder a parameter belongs to, by its name; None where no rung has a word for it."""
+    place = _place("", parameter)
+    if place.layer is None:
+        return "head" if _HEAD.search(parameter) else None
+    return _PARTS.get(place.role)
 
 
 def _place(node: str, parameter: str) -> MatMulPlace:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hfaccel.quant.layers import part_of
 from hfaccel.quant.scheme import EXTERNAL_DATA_FROM_BYTES, embedding_lookups
 from hfaccel.rewrites.drop_unused import drop_unused
 from hfaccel.rewrites.graphs import GRAPH_NAME, new_initializer, save_graph
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
     from hfaccel.recipe.schema import Rung
 
+Rounding = Callable[[str, np.ndarray, "Rung"], "BlockwiseWeight"]
+"""Rounds the weight [in, out] of the MatMul of this name to the bits and blocks of a rung."""
 DOMAIN = "com.microsoft"
 INT8_ACTIVATIONS = 4
 """The accuracy level of ``MatMulNBits`` that computes in 8 bit; the default dequantizes and computes in float, far slower."""
@@ -78,7 +81,7 @@ def quantize_weight(weight: np.ndarray, rung: Rung, *, bits: int | None = None) 
     bits = bits or rung.weight_only_bits
     weight = np.ascontiguousarray(weight, dtype=np.float32)
     nearest = _round_to_nearest(weight, bits, rung.block_size, symmetric=rung.symmetric)
-    return nearest if rung.method == "rtn" else _searched(weight, nearest, rung.block_size)
+    return nearest if rung.method != "k-quant" else _searched(weight, nearest, rung.block_size)
 
 
 def write_weight_only(rung: Rung, floating: onnx_ir.Model, names: Collection[str], folder: Path) -> Path:
@@ -100,12 +103,19 @@ def write_weight_only(rung: Rung, floating: onnx_ir.Model, names: Collection[str
     return save_compact(model, folder)
 
 
-def store_in_blocks(rung: Rung, model: onnx_ir.Model, names: Collection[str]) -> None:
-    """Make the named MatMuls of a graph, each with a float weight, ``MatMulNBits`` in place."""
+def store_in_blocks(rung: Rung, model: onnx_ir.Model, names: Collection[str], rounding: Rounding | None = None) -> None:
+    """Make the named MatMuls of a graph, each with a float weight, ``MatMulNBits`` in place.
+
+    Args:
+        rung: bits and block size; the parts that its ``eight_bit`` names get 8 bits, rounded to the nearest.
+        model: the graph.
+        names: of the MatMuls.
+        rounding: how to round the other weights; None as the rung's method says.
+    """
     stored: dict[str, list[onnx_ir.Value]] = {}
     for node in model.graph:
         if node.name in names:
-            _to_blocks(model, node, rung, stored)
+            _to_blocks(model, node, rung, rounding, stored)
     model.graph.opset_imports[DOMAIN] = 1
     drop_unused(model)
 
@@ -169,15 +179,21 @@ class BlockwiseTrips:
         return nodes
 
 
-def _to_blocks(model: onnx_ir.Model, node: onnx_ir.Node, rung: Rung, stored: dict[str, list[onnx_ir.Value]]) -> None:
+def _to_blocks(
+    model: onnx_ir.Model, node: onnx_ir.Node, rung: Rung, rounding: Rounding | None, stored: dict[str, list[onnx_ir.Value]]
+) -> None:
     """Make a MatMul a ``MatMulNBits``; ``stored`` are the constants made so far, by name of the float weight."""
     import onnx_ir
 
     weight = node.inputs[1]
     assert weight is not None and weight.const_value is not None and weight.name is not None  # matmul_sites names only such
     inputs, outputs = weight.const_value.shape.numpy()
+    if part_of(weight.name) in rung.eight_bit:
+        rung, rounding = rung.model_copy(update={"weight_only_bits": 8, "symmetric": True, "method": "rtn"}), None
     if weight.name not in stored:
-        stored[weight.name] = _constants(model, weight.name, quantize_weight(weight.const_value.numpy(), rung))
+        exact = weight.const_value.numpy()
+        rounded = quantize_weight(exact, rung) if rounding is None else rounding(node.name or "", exact, rung)
+        stored[weight.name] = _constants(model, weight.name, rounded)
     sizes = {"K": inputs, "N": outputs, "bits": rung.weight_only_bits, "block_size": rung.block_size}
     node.op_type, node.domain = "MatMulNBits", DOMAIN
     for name, value in {**sizes, "accuracy_level": INT8_ACTIVATIONS}.items():

@@ -25,6 +25,7 @@ RewriteName = Literal[
 FusionName = Literal["onnxruntime", "pack_gate_up"]
 GraphScope = Literal["optimized", "fused"]
 Objective = Literal["latency", "throughput", "size"]
+Part = Literal["head", "attention", "down"]
 Scheme = Literal["dynamic", "static", "weight-only", "none"]
 SLICE_FACTOR = 3.0
 """A part of the data may lose this many times the budget of the whole, where the recipe does not say."""
@@ -99,6 +100,9 @@ class Rung(Section):
         block_size: weight-only: how many inputs of an output channel share a scale; smaller blocks are closer and slower.
         symmetric: weight-only: without a zero point per block.
         method: weight-only: ``rtn`` rounds to the nearest; ``k-quant`` searches the grid of each block and needs zero points.
+            ``gptq`` lets the other weights make up for each rounding; needs zero points and calibration data.
+        eight_bit: weight-only of decoders: parts whose weights have 8 bits whatever the others have: the head, attention, or the
+            second product of feed-forward blocks.
         objectives: the rung competes only where one of these is asked for; empty = always.
         engine: what runs this candidate.
         inference_precision: openvino: compute what is float in bfloat16; auto does where the target has it in hardware.
@@ -123,7 +127,8 @@ class Rung(Section):
     weight_only_bits: Literal[4, 8] = 8
     block_size: Literal[16, 32, 64, 128, 256] = 128
     symmetric: bool = True
-    method: Literal["rtn", "k-quant"] = "rtn"
+    method: Literal["rtn", "k-quant", "gptq"] = "rtn"
+    eight_bit: tuple[Part, ...] = ()
     objectives: tuple[Objective, ...] = ()
     engine: Engine = "onnxruntime"
     inference_precision: InferencePrecision | Literal["auto"] = "f32"
@@ -136,7 +141,8 @@ class Rung(Section):
     @property
     def needs_calibration(self) -> bool:
         """Whether this rung can be built only with calibration data."""
-        return self.scheme == "static" or self.smooth is not None or self.outlier_neurons > 0 or self.keep_float > 0
+        calibrated = self.scheme == "static" or self.method == "gptq"
+        return calibrated or self.smooth is not None or self.outlier_neurons > 0 or self.keep_float > 0
 
     @property
     def precision(self) -> Precision:
@@ -185,8 +191,8 @@ class Rung(Section):
             found.append(("per_channel", "the scheme weight-only has a scale per block of a channel, never one per tensor"))
         if self.calibration != "minmax":
             found.append(("calibration", "the scheme weight-only takes activations as they come and calibrates no ranges"))
-        if self.method == "k-quant" and self.symmetric:
-            found.append(("method", "k-quant gives each block a zero point: symmetric must be false"))
+        if self.method != "rtn" and self.symmetric:
+            found.append(("method", f"{self.method} gives each block a zero point: symmetric must be false"))
         return found
 
     def _changed(self, names: frozenset[str]) -> list[str]:
@@ -195,7 +201,7 @@ class Rung(Section):
 
 _SESSION_FIELDS = frozenset(SessionSettings.__dataclass_fields__) & frozenset(Rung.model_fields)
 _QUANTIZATION_FIELDS = frozenset(Rung.model_fields) - _SESSION_FIELDS - {"name", "scheme", "graph", "objectives"}
-_WEIGHT_ONLY_FIELDS = frozenset({"weight_only_bits", "block_size", "symmetric", "method"})
+_WEIGHT_ONLY_FIELDS = frozenset({"weight_only_bits", "block_size", "symmetric", "method", "eight_bit"})
 
 
 class QuantizeSection(Section):

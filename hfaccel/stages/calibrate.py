@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hfaccel.evaluate.cached_decoding import POSITION_IDS, empty_past
 from hfaccel.runtime.batching import pad, plan_batches
 from hfaccel.runtime.tokenizer import TextTokenizer
 
 if TYPE_CHECKING:
+    from hfaccel.artifact.contract import GenerationSettings
     from hfaccel.evaluate.dataset import Dataset
     from hfaccel.quant.calibration import Feeds
     from hfaccel.stages.base import StageContext
@@ -38,4 +40,11 @@ def _batches(texts: Sequence[Any], ctx: StageContext) -> list[Feeds]:
     encoded = tokenizer.encode(texts)
     order = plan_batches([len(item.ids) for item in encoded], max_batch=CALIBRATION_BATCH, max_tokens=CALIBRATION_TOKENS)
     np.random.default_rng(ctx.recipe.seed).shuffle(order)
-    return [pad([encoded[index] for index in batch], contract.text) for batch in order]
+    batches: list[Feeds] = [pad([encoded[index] for index in batch], contract.text) for batch in order]
+    return batches if contract.generation is None else [_with_empty_past(feeds, contract.generation) for feeds in batches]
+
+
+def _with_empty_past(feeds: Feeds, settings: GenerationSettings) -> Feeds:
+    batch, width = feeds["input_ids"].shape
+    positions = np.ascontiguousarray(np.broadcast_to(np.arange(width, dtype=np.int64), (batch, width)))
+    return {**feeds, POSITION_IDS: positions, **empty_past(batch, settings)}

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from hfaccel.stages.base import StageContext
 
 WINDOW_TOKENS = 512
-MOST_TOKENS = 12_000
+MOST_TOKENS = 5_000
 """Of text that every candidate reads: the source alone takes a second for some hundred of them."""
 KEPT_LOGITS_BYTES = 64_000_000
 """The source's logits are kept for as many positions, spread over the text, as fit: the divergence is measured there."""
@@ -53,7 +53,7 @@ class LanguageExaminer:
 
     Args:
         source: gives the logits of all tokens.
-        dataset: its texts are read in windows of at most 512 tokens, up to 12,000 tokens in all.
+        dataset: its texts are read in windows of at most 512 tokens, up to 5,000 tokens in all.
         tokenizer_file: ``tokenizer.json``.
         settings: of the decoder.
         ctx: of the stage: the gate's limits.

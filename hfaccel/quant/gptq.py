@@ -1,0 +1,128 @@
+"""Rounding that makes up for itself: what rounding one input's weights breaks, the weights of the inputs after it repair.
+
+GPTQ (Frantar, Ashkboos, Hoefler and Alistarh, arXiv:2210.17323): inputs are rounded one after the other; the error of each is spread over
+those not rounded yet, by the inverse of the second moments of the activations, so that the products change least on the texts
+seen. Each block of inputs gets its scale and zero point when its turn comes, from the weights as repaired so far.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hfaccel.quant.moments import grouped, second_moments
+from hfaccel.quant.weight_only import BlockwiseWeight, store_in_blocks
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+    import onnx_ir
+
+    from hfaccel.quant.calibration import Feeds
+    from hfaccel.recipe.schema import Rung
+
+DAMPING = 0.01
+"""Added to the diagonal, as a share of its mean: few texts leave directions that were never seen."""
+_COLUMNS_AT_ONCE = 128
+_SHRINKS = (1.0, 0.92, 0.84, 0.76)
+"""Of each end of a block's range: clipping its largest weights may serve the others better."""
+
+
+def compensated(weight: np.ndarray, moments: np.ndarray, *, bits: int, block_size: int) -> BlockwiseWeight:
+    """Round a weight [in, out] to blocks with zero points.
+
+    Args:
+        weight: of a product.
+        moments: of its activation [in, in].
+        bits: 4 or 8.
+        block_size: inputs that share a scale.
+    """
+    inputs, outputs = weight.shape
+    blocks, levels = -(-inputs // block_size), 2**bits - 1
+    left = np.ascontiguousarray(weight.T, dtype=np.float32)
+    repair = _repair_matrix(moments)
+    importance = np.diag(moments)
+    rounded = np.zeros((outputs, blocks * block_size), dtype=np.uint8)
+    scales, zeros = np.ones((outputs, blocks), dtype=np.float32), np.zeros((outputs, blocks), dtype=np.float32)
+    for start in range(0, inputs, _COLUMNS_AT_ONCE):
+        stop = min(inputs, start + _COLUMNS_AT_ONCE)
+        part, errors = left[:, start:stop].copy(), np.zeros((outputs, stop - start), dtype=np.float32)
+        for place in range(stop - start):
+            column, block = start + place, (start + place) // block_size
+            if column % block_size == 0:
+                end = min(place + block_size, stop - start)
+                scales[:, block], zeros[:, block] = _grid(part[:, place:end], importance[column : start + end], levels)
+            scale, zero = scales[:, block], zeros[:, block]
+            level = np.clip(np.rint(part[:, place] / scale) + zero, 0, levels)
+            rounded[:, column] = level.astype(np.uint8)
+            errors[:, place] = (part[:, place] - (level - zero) * scale) / repair[column, column]
+            part[:, place:] -= np.outer(errors[:, place], repair[column, column:stop])
+        left[:, stop:] -= errors @ repair[start:stop, stop:]
+    return BlockwiseWeight(rounded.reshape(outputs, blocks, block_size), scales, zeros.astype(np.uint8), bits)
+
+
+def store_compensated(
+    rung: Rung, model: onnx_ir.Model, names: Collection[str], batches: Sequence[Feeds], *, workdir: Path
+) -> None:
+    """Make the named MatMuls ``MatMulNBits`` in place, rounded by the method ``gptq``.
+
+    The graph is gone through from front to back in as many passes as memory asks for; each pass sees what the ones before left.
+
+    Args:
+        rung: its bits and block size.
+        model: float.
+        names: of the MatMuls.
+        batches: calibration texts.
+        workdir: for graphs on the way.
+    """
+    products = [node for node in model.graph if node.name in names]
+    reads = {node.name or "": node.inputs[0].name or "" for node in products if node.inputs[0] is not None}
+    widths = {reads[node.name or ""]: _width(node) for node in products}
+    for group in grouped(widths):
+        moments = second_moments(model, group, batches, workdir=workdir)
+        chosen = [name for name, activation in reads.items() if activation in moments]
+
+        def rounding(name: str, weight: np.ndarray, own: Rung, moments: dict[str, np.ndarray] = moments) -> BlockwiseWeight:
+            return compensated(weight, moments[reads[name]], bits=own.weight_only_bits, block_size=own.block_size)
+
+        store_in_blocks(rung, model, chosen, rounding)
+
+
+def _width(node: onnx_ir.Node) -> int:
+    weight = node.inputs[1]
+    assert weight is not None and weight.const_value is not None  # the caller named such MatMuls
+    width: int = weight.const_value.shape.numpy()[0]
+    return width
+
+
+def _repair_matrix(moments: np.ndarray) -> np.ndarray:
+    """Upper Cholesky factor of the inverse of the damped moments; more damping where they are still not positive definite."""
+    moments = moments.astype(np.float64)
+    diagonal = np.diag(moments).mean() or 1.0
+    for attempt in range(8):
+        damped = moments + np.eye(len(moments)) * diagonal * DAMPING * 10**attempt
+        try:
+            lower = np.linalg.cholesky(np.linalg.inv(damped))
+        except np.linalg.LinAlgError:
+            continue
+        return np.asarray(lower.T, dtype=np.float32)
+    return np.eye(len(moments), dtype=np.float32)  # nothing to repair with: rounds to the nearest
+
+
+def _grid(weights: np.ndarray, importance: np.ndarray, levels: int) -> tuple[np.ndarray, np.ndarray]:
+    """Scale and zero point [out] of a block [out, inputs]: of some clipped ranges that with the least weighted error."""
+    low, high = np.minimum(weights.min(axis=1), 0), np.maximum(weights.max(axis=1), 0)
+    best = np.full(len(weights), np.inf)
+    scales, zeros = np.ones_like(low), np.zeros_like(low)
+    for lower in _SHRINKS:
+        for upper in _SHRINKS:
+            scale = (high * upper - low * lower) / levels
+            scale = np.where(scale > 0, scale, 1.0).astype(np.float32)
+            zero = np.clip(np.rint(-low * lower / scale), 0, levels)
+            level = np.clip(np.rint(weights / scale[:, None]) + zero[:, None], 0, levels)
+            error = np.square((level - zero[:, None]) * scale[:, None] - weights) @ importance
+            better = error < best
+            best, scales, zeros = np.where(better, error, best), np.where(better, scale, scales), np.where(better, zero, zeros)
+    return scales, zeros

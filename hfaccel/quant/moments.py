@@ -1,0 +1,65 @@
+"""Second moments of activations, which say what an error in a weight costs: streamed over the calibration texts."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hfaccel.quant.calibration import Feeds, with_outputs
+from hfaccel.runtime.session import GraphSession
+
+if TYPE_CHECKING:
+    import onnx_ir
+
+MOST_BYTES = 160_000_000
+"""Of moments held at once: a graph that has more is gone through in several passes, each with the earlier products quantized."""
+
+
+def second_moments(
+    model: onnx_ir.Model, names: Sequence[str], batches: Sequence[Feeds], *, workdir: Path
+) -> dict[str, np.ndarray]:
+    """Mean of x x^T over all tokens, float32 [channels, channels], of each named value; padding does not count.
+
+    Args:
+        model: it is not changed.
+        names: values of shape [batch, sequence, channels], or of fewer tokens where the graph picks some.
+        batches: feeds with an ``attention_mask``.
+        workdir: where the instrumented graph may lie meanwhile.
+    """
+    session = GraphSession(with_outputs(model, names, workdir))
+    gc.collect()
+    moments: dict[str, np.ndarray] = {}
+    tokens = dict.fromkeys(names, 0)
+    for feeds in batches:
+        mask = feeds["attention_mask"].astype(bool)
+        outputs = session.run(feeds)
+        for name in names:
+            values = outputs[name] if name in outputs else feeds[name]
+            rows = values[mask] if values.shape[:2] == mask.shape else values.reshape(-1, values.shape[-1])
+            product = rows.T @ rows
+            moments[name] = moments[name] + product if name in moments else product
+            tokens[name] += len(rows)
+    return {name: moment / max(1, tokens[name]) for name, moment in moments.items()}
+
+
+def grouped(widths: Mapping[str, int]) -> Iterator[list[str]]:
+    """The names in order, in groups whose moments [width, width] fit into memory together.
+
+    Args:
+        widths: channels by name of the value.
+    """
+    group: list[str] = []
+    held = 0
+    for name, width in widths.items():
+        size = 4 * width * width
+        if group and held + size > MOST_BYTES:
+            yield group
+            group, held = [], 0
+        group.append(name)
+        held += size
+    if group:
+        yield group
