@@ -55,6 +55,13 @@ class MatMulPlace:
     layer: int | None
     role: str
 
+    @property
+    def part(self) -> Part | None:
+        """Which part of a decoder it belongs to; None where no rung has a word for it."""
+        if self.layer is None:
+            return "head" if _HEAD.search(self.role) else None
+        return _PARTS.get(self.role)
+
 
 def parameter_digests(parameters: Iterable[tuple[str, np.ndarray]]) -> dict[str, str]:
     """Digest -> parameter name, of all matrices, as they are and transposed."""
@@ -84,11 +91,8 @@ def matmul_places(model: onnx_ir.Model, digests: Mapping[str, str]) -> tuple[Mat
 
 
 def part_of(parameter: str) -> Part | None:
-    """Which part of a decoder a parameter belongs to, by its name; None where no rung has a word for it."""
-    place = _place("", parameter)
-    if place.layer is None:
-        return "head" if _HEAD.search(parameter) else None
-    return _PARTS.get(place.role)
+    """Which part of a decoder a parameter belongs to, by its name."""
+    return _place("", parameter).part
 
 
 def _place(node: str, parameter: str) -> MatMulPlace:

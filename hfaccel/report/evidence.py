@@ -29,6 +29,8 @@ def data_words(manifest: Manifest) -> str:
             "the source model, not task accuracy."
         )
     kind = "labelled" if data["labelled"] else "unlabelled (agreement with the source)"
+    if manifest["source"]["task"] == "text-generation":
+        kind = "text, of which the first are read,"
     return f"{data['examples']} {kind} examples of {data['name']} (sha256 {data['sha256'][:12]})."
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from hfaccel.report.facts import Candidate, Manifest, chosen, data_of, headline_timing, is_float, is_label_free, worst_loss
-from hfaccel.report.wording import megabytes, percent, point_words, precision_words
+from hfaccel.report.wording import examples_words, megabytes, percent, point_words, precision_words
 
 
 def headline(manifest: Manifest) -> str:
@@ -50,7 +50,7 @@ def accuracy_words(manifest: Manifest) -> str:
     verdict: Mapping[str, Any] = chosen(manifest)["verdict"] or {}
     loss = worst_loss(verdict)
     if loss:
-        return f"{_loss_words(loss)}, on {loss['examples']} labelled examples of {name}"
+        return f"{_loss_words(loss)}, on {examples_words(loss)} of {name}"
     if verdict.get("agreement_mean") is not None:
         return (
             f"it gives the source's answer in {percent(verdict['agreement_mean'])} (with 95 % confidence in at least "

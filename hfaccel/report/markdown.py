@@ -122,8 +122,13 @@ def _slices(manifest: Manifest) -> list[str]:
 
 def readme_text(manifest: Manifest) -> str:
     """What the folder is and how to run it, for whoever receives it."""
-    inputs = ", ".join(f"`{spec['name']}` {spec['dtype']} {list(spec['shape'])}" for spec in manifest["contract"]["inputs"])
-    outputs = ", ".join(f"`{spec['name']}` {spec['dtype']} {list(spec['shape'])}" for spec in manifest["contract"]["outputs"])
+    generation = manifest["contract"].get("generation")
+    call = 'print(model(["a text"]))'
+    tensors = f"Inputs: {_tensors(manifest, 'inputs')}. Outputs: {_tensors(manifest, 'outputs')}."
+    if generation is not None:
+        call = 'print(model.generate("a text", max_new_tokens=64))  # or messages: [{"role": "user", "content": "..."}]'
+        tensors += f""" The cache has {generation["layers"]} layers, `past_key_values.0.key` and so on in and
+`present.0.key` and so on out; a batch of prompts is padded on the right."""
     return f"""# {manifest["source"]["id"]}, compiled by hfaccel {manifest["hfaccel_version"]}
 
 Task {manifest["source"]["task"]}, precision {manifest["precision"]}, target {manifest["target"]["name"]}. `report.html` and `report.md` have the evidence.
@@ -132,13 +137,20 @@ With hfaccel (`pip install hfaccel`; no torch needed):
 
     import hfaccel
     model = hfaccel.load("this folder")
-    print(model(["a text"]))
+    {call}
 
 With plain onnxruntime: open `{manifest["graph"]}`; tokenizer in `tokenizer.json` (at most {manifest["contract"]["text"]["max_length"]} tokens).
-Inputs: {inputs}. Outputs: {outputs}. `golden/` holds inputs and outputs to test against.
+{tensors} `golden/` holds inputs and outputs to test against.
 
 Check that no file changed: `hfaccel verify "this folder"`.
 """
+
+
+def _tensors(manifest: Manifest, kind: str) -> str:
+    """Name, type and shape of the inputs or outputs; of a cache those of its first layer."""
+    specs = manifest["contract"][kind]
+    first = [spec for spec in specs if not spec["name"].startswith(("past_key_values.", "present.")) or ".0." in spec["name"]]
+    return ", ".join(f"`{spec['name']}` {spec['dtype']} {list(spec['shape'])}" for spec in first)
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

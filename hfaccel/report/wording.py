@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 NOT_MEASURED = "not measured"
 REASONS = {
     "needs-calibration-data": "not built: needs calibration text",
@@ -67,3 +70,8 @@ def shortened(text: str, length: int) -> str:
     """The text, or its two ends with an ellipsis: names of candidates differ at either."""
     head = length // 2
     return text if len(text) <= length else f"{text[:head]}…{text[len(text) - length + head + 1 :]}"
+
+
+def examples_words(loss: Mapping[str, Any]) -> str:
+    """What a loss was measured on, counted: labelled examples, or texts whose every next token counts."""
+    return f"{loss['examples']} texts" if loss["method"] == "documents" else f"{loss['examples']} labelled examples"

@@ -93,10 +93,11 @@ def run(artifact: Artifact | None, ctx: StageContext) -> StageResult:
     chosen = replace(chosen, matmuls=precision_map(chosen, ctx))
     _write(chosen, rank(judged, chosen, ctx.recipe.measure.objective), artifact, tokenizer, ctx)
     made = Artifact(ctx.workdir, GRAPH_NAME, chosen.precision, artifact.contract, record_files(ctx.workdir))
+    labelled = dataset.labelled or artifact.contract.generation is not None  # a text's next token is its label
     metrics = {
         "chosen": chosen.name,
         "verdict": chosen.verdict,
-        "data": {"name": dataset.name, "sha256": dataset.sha256, "examples": len(dataset.examples), "labelled": dataset.labelled},
+        "data": {"name": dataset.name, "sha256": dataset.sha256, "examples": len(dataset.examples), "labelled": labelled},
         "label_free_sample": ctx.dataset is None,
     }
     return StageResult(made, chosen.name != FLOAT_PARENT, metrics)

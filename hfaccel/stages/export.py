@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from hfaccel.recipe.schema import ExporterName, Recipe
 
 NAME: StageName = "export"
-REVISION = 4
-LIBRARIES = ("torch", "transformers", "onnx", "onnx-ir", "onnxscript", "tokenizers")
+REVISION = 5
+LIBRARIES = ("torch", "transformers", "mobius-onnx", "onnx", "onnx-ir", "onnxscript", "tokenizers")
 PARITY_FILE = "parity.npz"
 PARAMETERS_FILE = "parameters.json"
 """Digests of the checkpoint's matrices: graphs forget parameter names, later stages find them again by content."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hfaccel.errors import ExportError
+from hfaccel.stages.mobius_corrections import correct_decoder
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -96,6 +97,7 @@ def construct_with_mobius(job: ExportJob) -> onnx_ir.Model:
             execution_provider="cpu",
         )
     model: onnx_ir.Model = package["model"]
+    correct_decoder(model, job.module)
     _use_names_of(job.contract, model)
     return model
 

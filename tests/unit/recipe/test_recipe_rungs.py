@@ -123,7 +123,7 @@ def test_all_contradictions_of_a_rung_are_named_at_once() -> None:
     [
         ("block_size: 48", "block_size: 48 is not one of 16, 32, 64, 128, 256"),
         ("weight_only_bits: 2", "weight_only_bits: 2 is not one of 4, 8"),
-        ("method: hqq", "method: 'hqq' is not one of rtn, k-quant"),
+        ("method: hqq", "method: 'hqq' is not one of rtn, k-quant, gptq"),
         ("objectives: [speed]", "objectives.0: 'speed' is not one of latency, throughput, size"),
     ],
 )
