@@ -74,4 +74,4 @@ def shortened(text: str, length: int) -> str:
 
 def examples_words(loss: Mapping[str, Any]) -> str:
     """What a loss was measured on, counted: labelled examples, or texts whose every next token counts."""
-    return f"{loss['examples']} texts" if loss["method"] == "documents" else f"{loss['examples']} labelled examples"
+    return f"{loss['examples']} texts" if loss.get("method") == "documents" else f"{loss['examples']} labelled examples"
