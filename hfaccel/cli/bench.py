@@ -55,13 +55,18 @@ def bench(
         str,
         typer.Option(
             help="Engines to compare with, separated by commas: torch, torch-bf16, torch-compile, onnxruntime-default "
-            "(quantize_dynamic), openvino, openvino-int8 (NNCF), ctranslate2 (int8). Empty: none. What is not installed is said."
+            "(quantize_dynamic), openvino, openvino-int8 (NNCF), ctranslate2 (int8). For text generation: torch, "
+            "onnxruntime-genai=FOLDER (a folder with genai_config.json). Empty: none. What is not installed is said."
         ),
     ] = "torch",
     model: Annotated[str | None, typer.Option(help="Source checkpoint of the engines; default: that of the manifest.")] = None,
     workload: Annotated[
         str | None,
-        typer.Option(help=f"Points of batch x tokens; default {_DEFAULT_WORKLOAD}, with --stream none.", show_default=False),
+        typer.Option(
+            help=f"Points of batch x tokens, default {_DEFAULT_WORKLOAD}, with --stream none; for text generation "
+            "prompt+new tokens, default 128+128.",
+            show_default=False,
+        ),
     ] = None,
     end_to_end: Annotated[bool, typer.Option("--end-to-end", help="Time only from text to answer.")] = False,
     graph_only: Annotated[bool, typer.Option("--graph-only", help="Time only the graph, on ready-made token ids.")] = False,
@@ -74,6 +79,14 @@ def bench(
         Path | None, typer.Option(help="Texts that openvino-int8 is calibrated with; default: a packaged sample.")
     ] = None,
     seconds: Annotated[float, typer.Option(min=0.1, help="Time for each point, all engines together.")] = 5.0,
+    ladder: Annotated[
+        bool,
+        typer.Option(
+            "--ladder",
+            help="Text generation: time the way from transformers without a cache to the artifact, step by step, in place of "
+            "engines. It needs the float graphs in the stage cache.",
+        ),
+    ] = False,
     plot: Annotated[Path | None, typer.Option(help="Draw the medians into this .png or .svg file.")] = None,
     trust_remote_code: Annotated[bool, typer.Option(help="Let Python code of the checkpoint run in torch.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON, samples included.")] = False,
@@ -89,34 +102,40 @@ def bench(
     hfaccel bench OUT --against onnxruntime-default,openvino,openvino-int8,ctranslate2 --calibration texts.txt
 
     hfaccel bench OUT --against torch,openvino --stream texts.csv --batch 32 --json
+
+    Where OUT generates text:
+
+    hfaccel bench OUT --against torch,onnxruntime-genai=FOLDER --workload 128+128
+
+    hfaccel bench OUT --ladder --plot way.svg
     """
-    from hfaccel.artifact.manifest import read_manifest
-    from hfaccel.measure.contenders import check_lengths, example_inputs, without_cache
+    from hfaccel.cli.bench_generation import GenerationBench, bench_generation_model
+    from hfaccel.measure.contenders import check_lengths, example_inputs
     from hfaccel.measure.host import busy_warning, load_average
     from hfaccel.measure.peers import parse_peers
     from hfaccel.measure.plot import check_plot_path, draw
     from hfaccel.measure.workload import Point, parse_workload
-    from hfaccel.runtime.generation.model import GenerationModel
-    from hfaccel.runtime.load import load
 
     output = Output(as_json=as_json)
+    manifest = _read_manifest(artifact, ladder=ladder)
+    threads = _threads(manifest)
+    source = model or _source_of(manifest)
+    if _generates(manifest):
+        only_for_texts = {"--end-to-end": end_to_end, "--graph-only": graph_only}
+        only_for_texts |= {"--stream": stream is not None, "--calibration": calibration is not None}
+        generation = GenerationBench(artifact, manifest, workload, source, threads, seconds, plot, trust_remote_code)
+        bench_generation_model(output, generation, against, ladder=ladder, refused=only_for_texts)
+        return
+    _refuse_ladder(ladder, artifact)
     wanted = _DEFAULT_WORKLOAD if workload is None and stream is None else workload
     points = () if wanted is None else parse_workload(wanted)
     peer_names = parse_peers(against)
     asked = _Asked(points, _modes(end_to_end, graph_only), seconds, batch)
     if plot is not None:
         check_plot_path(plot)
-    manifest = read_manifest(artifact)
-    loaded = load(artifact)
-    if isinstance(loaded, GenerationModel):
-        raise UsageError(
-            "bench does not time text generation yet", where=str(artifact), hint="the times of compile are in report.md"
-        )
-    opened = without_cache(loaded, artifact)
+    opened = _load_reader(artifact)
     check_lengths(points, opened.contract)
     texts = _read_texts(opened, stream, calibration)
-    threads = _threads(manifest)
-    source = model or _source_of(manifest)
     load_before = load_average()
     with _peers(output, peer_names, opened, source, texts, threads, trust_remote_code) as peers:
         warnings = [warning] if (warning := busy_warning()) else []
@@ -137,6 +156,45 @@ def bench(
     if plot is not None:
         draw(rows, plot, title=f"{artifact.resolve().name}, {threads} threads", stream=stream_rows)
         output.info(f"picture: {plot}")
+
+
+def _read_manifest(artifact: Path, *, ladder: bool) -> dict[str, Any]:
+    from hfaccel.artifact.manifest import FILE_NAME, read_manifest
+
+    if ladder and not (artifact / FILE_NAME).is_file():
+        raise UsageError(
+            "the ladder ends at a compiled model, and this is no compiled folder",
+            where=str(artifact),
+            hint=f"run: hfaccel compile {artifact} -o OUT; then: hfaccel bench OUT --ladder",
+        )
+    return read_manifest(artifact)
+
+
+def _generates(manifest: dict[str, Any]) -> bool:
+    """Whether the artifact generates text; a manifest that does not say is left to what loads it."""
+    contract = manifest.get("contract")
+    return isinstance(contract, dict) and contract.get("task") == "text-generation"
+
+
+def _refuse_ladder(ladder: bool, artifact: Path) -> None:
+    if ladder:
+        raise UsageError(
+            f"the ladder is for models that generate text, and {artifact} generates none",
+            where="--ladder",
+            hint="compare engines instead, e.g. --against torch,onnxruntime-default",
+        )
+
+
+def _load_reader(artifact: Path) -> Model:
+    """The artifact of a task that reads texts, with a tokenizer that remembers none."""
+    from hfaccel.measure.contenders import without_cache
+    from hfaccel.runtime.load import load
+    from hfaccel.runtime.model import Model
+
+    loaded = load(artifact)
+    if not isinstance(loaded, Model):
+        raise UsageError("the manifest's task does not fit its model", where=str(artifact), hint="compile it again")
+    return without_cache(loaded, artifact)
 
 
 def _modes(end_to_end: bool, graph_only: bool) -> tuple[Mode, ...]:

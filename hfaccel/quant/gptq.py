@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hfaccel.quant.layers import part_of
 from hfaccel.quant.moments import grouped, second_moments
 from hfaccel.quant.weight_only import BlockwiseWeight, store_in_blocks
 
@@ -68,7 +69,8 @@ def store_compensated(
 ) -> None:
     """Make the named MatMuls ``MatMulNBits`` in place, rounded by the method ``gptq``.
 
-    The graph is gone through from front to back in as many passes as memory asks for; each pass sees what the ones before left.
+    Parts that have 8 bits are rounded first. Then the graph is gone through from front to back in as many passes as memory asks for; each
+    pass sees what the ones before left.
 
     Args:
         rung: its bits and block size.
@@ -77,7 +79,9 @@ def store_compensated(
         batches: calibration texts.
         workdir: for graphs on the way.
     """
-    products = [node for node in model.graph if node.name in names]
+    exact_enough = [node.name or "" for node in model.graph if node.name in names and _has_eight_bits(node, rung)]
+    products = [node for node in model.graph if node.name in names and node.name not in exact_enough]
+    store_in_blocks(rung, model, exact_enough)
     reads = {node.name or "": node.inputs[0].name or "" for node in products if node.inputs[0] is not None}
     widths = {reads[node.name or ""]: _width(node) for node in products}
     for group in grouped(widths):
@@ -88,6 +92,11 @@ def store_compensated(
             return compensated(weight, moments[reads[name]], bits=own.weight_only_bits, block_size=own.block_size)
 
         store_in_blocks(rung, model, chosen, rounding)
+
+
+def _has_eight_bits(node: onnx_ir.Node, rung: Rung) -> bool:
+    weight = node.inputs[1]
+    return weight is not None and part_of(weight.name or "") in rung.eight_bit
 
 
 def _width(node: onnx_ir.Node) -> int:

@@ -139,10 +139,14 @@ class Rung(Section):
     flush_denormals: bool = False
 
     @property
+    def needs_statistics(self) -> bool:
+        """Whether this rung can be built only with statistics of the activations."""
+        return self.scheme == "static" or self.smooth is not None or self.outlier_neurons > 0
+
+    @property
     def needs_calibration(self) -> bool:
-        """Whether this rung can be built only with calibration data."""
-        calibrated = self.scheme == "static" or self.method == "gptq"
-        return calibrated or self.smooth is not None or self.outlier_neurons > 0 or self.keep_float > 0
+        """Whether this rung can be built only with calibration texts."""
+        return self.needs_statistics or self.keep_float > 0 or self.method == "gptq"
 
     @property
     def precision(self) -> Precision:

@@ -93,7 +93,7 @@ def search_fallbacks(judged: Sequence[Candidate], parent: Artifact, examiner: Ex
             break
         if ctx.on_target and item.speedup < best * worth_it:
             continue
-        if batches and rung.needs_calibration and rung.graph not in statistics:
+        if batches and rung.needs_statistics and rung.graph not in statistics:
             statistics[rung.graph] = _statistics(rung.graph, batches, parent, ctx)
         # Without calibration texts, those of the data serve for the ranking (their labels are not looked at).
         texts = batches or data_batches(examiner.dataset, ctx)

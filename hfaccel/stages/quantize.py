@@ -101,7 +101,7 @@ def _rungs(parents: Mapping[GraphScope, Artifact], ctx: StageContext) -> Iterato
     for number, rung in enumerate(ladder):
         ctx.progress.step(f"quantizing: {rung.name}")
         ctx.progress.advance(number, 2 * len(ladder))  # the second half is timing
-        if batches and rung.needs_calibration and rung.graph in parents and rung.graph not in statistics:
+        if batches and rung.needs_statistics and rung.graph in parents and rung.graph not in statistics:
             statistics[rung.graph] = gather_statistics(parents[rung.graph].graph_path, batches, ctx.workdir / "scratch")
             # the search for a fallback asks again
             save_statistics(statistics[rung.graph], ctx.workdir / STATISTICS_FOLDER / f"{rung.graph}.npz")

@@ -1,0 +1,151 @@
+"""Peers of text generation: each is opened and asked for some logits, or says in one line why it cannot take part."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from hfaccel.errors import UsageError
+from hfaccel.measure.likeness import Likeness
+from hfaccel.measure.peers import missing_packages
+from hfaccel.measure.peers.genai_decoder import CONFIG_FILE, GenaiDecoder
+from hfaccel.measure.peers.open import Absent, one_line
+from hfaccel.measure.token_engines import TokenEngine
+
+DecoderPeerName = Literal["torch", "onnxruntime-genai"]
+DECODER_PEERS: tuple[DecoderPeerName, ...] = get_args(DecoderPeerName)
+_HOW_TO_NAME = "known peers: torch, onnxruntime-genai=FOLDER (a folder with genai_config.json)"
+
+
+@dataclass(frozen=True)
+class DecoderPeer:
+    """A peer that was asked for; ``folder`` is the model folder of onnxruntime-genai, None for the others."""
+
+    name: DecoderPeerName
+    folder: Path | None = None
+
+
+@dataclass(frozen=True)
+class OpenDecoder:
+    """An open engine: its name in reports, and how far its logits are the source's (None: not compared)."""
+
+    label: str
+    engine: TokenEngine
+    likeness: Likeness | None = None
+
+
+@dataclass(frozen=True)
+class OpenDecoders:
+    """The artifact, and peers and absentees in the order asked for."""
+
+    artifact: OpenDecoder
+    peers: tuple[OpenDecoder, ...]
+    absent: tuple[Absent, ...]
+
+
+def parse_decoder_peers(text: str) -> tuple[DecoderPeer, ...]:
+    """Read peers of text generation, separated by commas; an empty text is no peer.
+
+    Raises:
+        UsageError: one is not known, or names no folder that onnxruntime-genai can open.
+    """
+    found: dict[DecoderPeer, None] = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        name, equals, folder = part.partition("=")
+        known = next((item for item in DECODER_PEERS if item == name.strip().lower()), None)
+        if known is None or (known == "torch" and equals):
+            raise UsageError(f"no peer '{part}' to compare text generation with", where="--against", hint=_HOW_TO_NAME)
+        if known == "onnxruntime-genai" and not (Path(folder) / CONFIG_FILE).is_file():
+            raise UsageError(
+                f"onnxruntime-genai needs a model folder of its own, and '{folder}' has no {CONFIG_FILE}",
+                where="--against",
+                hint="write onnxruntime-genai=FOLDER, with a folder that its model builder made from the same checkpoint",
+            )
+        found[DecoderPeer(known, Path(folder) if equals else None)] = None
+    return tuple(found)
+
+
+def open_decoders(
+    peers: Sequence[DecoderPeer],
+    artifact: TokenEngine,
+    load_source: Callable[[], Any],
+    *,
+    threads: int,
+    prompts: Sequence[Sequence[int]],
+    on_step: Callable[[str], None] = lambda _: None,
+) -> OpenDecoders:
+    """Open peers. Sets torch's number of threads for the whole process, where torch is asked for.
+
+    Args:
+        peers: what to compare with; likeness is told only where torch, the source, is among them.
+        artifact: what is compared.
+        load_source: gives the causal language model of transformers.
+        threads: threads that each may use.
+        prompts: token ids on which logits are compared with the source's.
+        on_step: told what is being opened now.
+    """
+    engines: dict[str, TokenEngine] = {}
+    absent: list[Absent] = []
+    reference: list[np.ndarray] = []
+    for peer in peers:
+        on_step(f"opening {peer.name}")
+        missing = _missing(peer.name)
+        if missing:
+            absent.append(Absent(peer.name, f"not installed (pip install {' '.join(missing)})"))
+            continue
+        try:
+            label, engine = _open(peer, load_source, threads)
+            logits = [engine.logits(prompt) for prompt in prompts]
+        except Exception as error:  # other libraries fail in any way; the others are compared all the same
+            absent.append(Absent(peer.name, one_line(error)))
+            continue
+        engines[label] = engine
+        if peer.name == "torch":
+            reference = logits
+
+    def opened(label: str, engine: TokenEngine) -> OpenDecoder:
+        return OpenDecoder(label, engine, _likeness(reference, engine, prompts) if reference else None)
+
+    return OpenDecoders(
+        opened("artifact", artifact), tuple(opened(label, engine) for label, engine in engines.items()), tuple(absent)
+    )
+
+
+def _missing(name: DecoderPeerName) -> tuple[str, ...]:
+    if name == "torch":
+        return missing_packages("torch")
+    return () if find_spec("onnxruntime_genai") is not None else ("onnxruntime-genai",)
+
+
+def _open(peer: DecoderPeer, load_source: Callable[[], Any], threads: int) -> tuple[str, TokenEngine]:
+    """The name and the engine of a peer; its library is imported only now."""
+    if peer.folder is not None:
+        return f"onnxruntime-genai {peer.folder.resolve().name}", GenaiDecoder(peer.folder, threads)
+    import torch
+
+    from hfaccel.measure.peers.torch_decoder import TorchDecoder
+
+    torch.set_num_threads(threads)
+    return "torch fp32", TorchDecoder(load_source())
+
+
+def _likeness(reference: Sequence[np.ndarray], engine: TokenEngine, prompts: Sequence[Sequence[int]]) -> Likeness:
+    """Agreement of the logits that follow the prompts."""
+    own = [engine.logits(prompt) for prompt in prompts]
+    pairs = list(zip(own, reference, strict=True))
+    return Likeness(
+        cosine=float(np.mean([_cosine(mine, theirs) for mine, theirs in pairs])),
+        same_top=float(np.mean([mine.argmax() == theirs.argmax() for mine, theirs in pairs])),
+        finite=all(bool(np.isfinite(mine).all()) for mine in own),
+        texts=len(own),
+    )
+
+
+def _cosine(first: np.ndarray, second: np.ndarray) -> float:
+    first, second = first.astype(np.float64), second.astype(np.float64)
+    return float(first @ second / max(np.linalg.norm(first) * np.linalg.norm(second), 1e-12))
