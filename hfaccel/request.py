@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from hfaccel.artifact.cache_space import cache_limit_bytes
+from hfaccel.artifact.contract import ENCODER_DECODER_TASKS
 from hfaccel.artifact.store import default_cache_folder
 from hfaccel.errors import HfaccelError, ResourceError, SettingsError, UsageError
 from hfaccel.evaluate.dataset import HOLD_OUT_MINIMUM, Dataset, load_dataset
@@ -31,6 +32,8 @@ MEMORY_FACTOR = 3
 MEMORY_BASE_BYTES = 1_000_000_000
 DISK_FACTOR = 8
 """Stage results in the cache: three float graphs and the candidates, against the size of the checkpoint."""
+
+_DEQUANTIZED = "the weights of {} were quantized already: every loss is measured against them as dequantized, not against the original"
 
 
 @dataclass(frozen=True)
@@ -162,6 +165,8 @@ def prepare(request: CompileRequest) -> Plan:
         )
     )
     notices: list[str] = []
+    if source is not None and source.dequantized_from is not None:
+        notices.append(_DEQUANTIZED.format(source.dequantized_from))
     resolved = attempt(lambda: _load_recipe(request, source, notices))
     recipe = None
     if resolved is not None and target is not None:
@@ -247,12 +252,22 @@ def _load_data(request: CompileRequest, source: SourceModel, recipe: Recipe) -> 
     def load(spec: str, limit: int) -> Dataset:
         return load_dataset(spec, task=source.task, columns=request.columns, labels=labels, max_examples=limit, seed=seed)
 
+    sound = source.task == "automatic-speech-recognition"
+    if sound and not request.data:
+        raise UsageError(
+            "a speech model is judged on recordings, and none are packaged",
+            where="--data",
+            hint="give a CSV with the columns audio (paths of sound files) and text (what is said)",
+        )
     dataset = load(request.data, recipe.accuracy.max_examples) if request.data else None
     if request.calibration:
-        texts = load_dataset(request.calibration, task="feature-extraction", columns={}, labels=(), max_examples=count, seed=seed)
+        kind = source.task if sound else "feature-extraction"
+        texts = load_dataset(request.calibration, task=kind, columns={}, labels=(), max_examples=count, seed=seed)
         return dataset, texts.texts(), texts.sha256
     if dataset is None:
         return None, (), ""
+    if source.task in ENCODER_DECODER_TASKS:
+        return dataset, (), dataset.sha256  # no rung of theirs is calibrated, and every example counts
     enough = LANGUAGE_HOLD_OUT if source.task == "text-generation" else HOLD_OUT_MINIMUM
     calibration, rest = dataset.split_calibration(count, hold_out_from=enough)
     return rest, calibration, dataset.sha256

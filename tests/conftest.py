@@ -193,3 +193,21 @@ def movie_reviews_test(real_asset: RealAsset) -> Path:
 def pii_sentences(real_asset: RealAsset) -> Path:
     """JSON lines: words, tags."""
     return real_asset("pii-sentences", "data/pii-sentences.jsonl")
+
+
+@pytest.fixture(scope="session")
+def whisper_checkpoint(real_asset: RealAsset) -> Path:
+    """Speech recognition, English, 4 + 4 layers, hidden size 384."""
+    return real_asset("whisper-tiny.en", "checkpoints/whisper-tiny.en")
+
+
+@pytest.fixture(scope="session")
+def librivox(real_asset: RealAsset) -> Path:
+    """CSV: audio, text; 5 sentences."""
+    return real_asset("librivox", "data/librivox.csv")
+
+
+@pytest.fixture(scope="session")
+def speech(real_asset: RealAsset) -> Path:
+    """CSV: audio, text; 19 sentences and lines of verse."""
+    return real_asset("speech", "data/speech.csv")

@@ -1,12 +1,15 @@
 """The contract between a compiled graph and whoever runs it: tensors, task, labels and text handling.
 
-Plain dataclasses on purpose: the torch-free run time reads them, so this module imports nothing but the standard library.
+Plain dataclasses on purpose: the torch-free run time reads them, so this module and
+``generation.py`` import nothing but the standard library.
 """
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
+
+from hfaccel.artifact.generation import GenerationSettings
 
 Task = Literal[
     "text-classification",
@@ -17,8 +20,12 @@ Task = Literal[
     "sentence-similarity",
     "text-ranking",
     "text-generation",
+    "text2text-generation",
+    "automatic-speech-recognition",
 ]
 TASKS: tuple[Task, ...] = get_args(Task)
+ENCODER_DECODER_TASKS: tuple[Task, ...] = ("text2text-generation", "automatic-speech-recognition")
+GENERATIVE_TASKS: tuple[Task, ...] = ("text-generation", *ENCODER_DECODER_TASKS)
 
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
 PoolingMode = Literal["cls", "mean", "max", "mean_sqrt_len", "weightedmean", "last"]
@@ -55,52 +62,6 @@ class TextSettings:
     mask_token: str | None = None
     mask_token_id: int | None = None
     lowercase: bool = False
-
-
-@dataclass(frozen=True)
-class GenerationDefaults:
-    """How tokens are chosen unless a call says otherwise; from ``generation_config.json`` of the checkpoint."""
-
-    do_sample: bool = False
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-
-
-@dataclass(frozen=True)
-class GenerationSettings:
-    """A decoder and its cache. Past and present of layer n are ``past_key_values.n.key``, ``.value`` and ``present.n.key``, ``.value``.
-
-    Shape of each: [batch, key_value_heads, capacity, head_size], float32. Tokens of a row lie at its start whatever the length of the
-    others: the graph counts the ones of ``attention_mask`` [batch, past + new], so a batch of prompts is padded on the right.
-
-    Attributes:
-        layers: with a cache.
-        key_value_heads: heads of keys and values.
-        head_size: channels of a head.
-        context_length: most tokens of a sequence, prompt and answer together.
-        vocabulary_size: logits per token.
-        end_token_ids: any of them ends the answer.
-        pad_token_id: what fills shorter prompts; any id does, it is masked.
-        defaults: how tokens are chosen.
-    """
-
-    layers: int
-    key_value_heads: int
-    head_size: int
-    context_length: int
-    vocabulary_size: int
-    end_token_ids: tuple[int, ...]
-    pad_token_id: int
-    defaults: GenerationDefaults = GenerationDefaults()
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> GenerationSettings:
-        """The inverse of ``dataclasses.asdict``."""
-        ends, defaults = tuple(data["end_token_ids"]), GenerationDefaults(**data["defaults"])
-        return cls(**{**data, "end_token_ids": ends, "defaults": defaults})
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,12 +14,12 @@ from hfaccel.cli.output import Output
 from hfaccel.errors import DataError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     import numpy as np
 
     from hfaccel.runtime.generation.model import GenerationModel
+    from hfaccel.runtime.generation.text_to_text import TextToTextModel
     from hfaccel.runtime.model import Model
+    from hfaccel.runtime.speech.model import SpeechModel
 
 _SHOWN_VALUES = 6
 _STRATEGIES = ("none", "simple", "first", "average", "max")
@@ -27,7 +29,11 @@ def run(
     folder: Annotated[Path, typer.Argument(metavar="OUT", help="Folder that hfaccel compile made.")],
     texts: Annotated[
         list[str] | None,
-        typer.Argument(metavar="TEXT...", help="Texts; for text-ranking the query, then the documents.", show_default=False),
+        typer.Argument(
+            metavar="TEXT...",
+            help="Texts; for text-ranking the query, then the documents; for speech recognition sound files.",
+            show_default=False,
+        ),
     ] = None,
     pair: Annotated[str | None, typer.Option(help="Second text, for models that read pairs.")] = None,
     question: Annotated[str | None, typer.Option(help="Question to answer; needs --context.")] = None,
@@ -54,13 +60,108 @@ def run(
     repetition_penalty: Annotated[float | None, typer.Option(help="Text generation: above 1 against repetition.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="Text generation: text that ends the answer; may be repeated.")] = None,
     seed: Annotated[int | None, typer.Option(help="Text generation: repeats the draws.")] = None,
+    num_beams: Annotated[
+        int | None, typer.Option(min=1, help="Encoder-decoders: beginnings of an answer that go on side by side.")
+    ] = None,
+    timestamps: Annotated[bool, typer.Option("--timestamps", help="Speech: segments with their times.")] = False,
+    language: Annotated[str | None, typer.Option(help="Speech: code of what is spoken, e.g. de; heard if not given.")] = None,
+    translate: Annotated[bool, typer.Option("--translate", help="Speech: English text of another language.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the answers as JSON.")] = False,
 ) -> None:
     """Run texts through a compiled model; needs no torch and no transformers.
 
-    Example: hfaccel run OUT "Why is the sky blue?" --stream
+    Examples: hfaccel run OUT "Why is the sky blue?" --stream; hfaccel run OUT talk.wav --timestamps
     """
     output = Output(as_json=as_json)
+    given = _given(texts, file, pair, question, context, aggregation)
+
+    from hfaccel.runtime.load import load  # onnxruntime is slow to import, --help does without
+
+    with output.showing_warnings():
+        model = load(folder)
+    drawing = {
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "top_p": top_p,
+        "min_p": min_p,
+        "repetition_penalty": repetition_penalty,
+        "stop": tuple(stop) if stop else None,
+        "seed": seed,
+    }
+    hearing = {"timestamps": timestamps or None, "language": language, "task": "translate" if translate else None}
+    wishes = _Wishes(
+        given,
+        pair,
+        question,
+        context,
+        top_k,
+        aggregation,
+        stream,
+        system,
+        raw,
+        drawing=_present(drawing),
+        hearing=_present(hearing),
+        beams=_present({"num_beams": num_beams}),
+    )
+    _show(output, model, wishes)
+
+
+@dataclass(frozen=True)
+class _Wishes:
+    """What the command line asks of a model.
+
+    Attributes:
+        given: texts, or sound files.
+        pair: as the option.
+        question: as the option.
+        context: as the option.
+        top_k: as the option.
+        aggregation: as the option.
+        stream: as the option.
+        system: as the option.
+        raw: as the option.
+        drawing: options of how tokens are chosen that were given.
+        hearing: options of speech that were given.
+        beams: options of beams that were given.
+    """
+
+    given: list[str]
+    pair: str | None
+    question: str | None
+    context: str | None
+    top_k: int | None
+    aggregation: str
+    stream: bool
+    system: str | None
+    raw: bool
+    drawing: Mapping[str, Any]
+    hearing: Mapping[str, Any]
+    beams: Mapping[str, Any]
+
+    @property
+    def draws(self) -> dict[str, Any]:
+        """How tokens are chosen, ``top_k`` being one of the ways."""
+        return {**self.drawing, **_present({"top_k": self.top_k})}
+
+    @property
+    def of_chat(self) -> dict[str, bool]:
+        """Options of conversations, and whether they were given."""
+        return {"--system": self.system is not None, "--raw": self.raw}
+
+    @property
+    def of_reading(self) -> dict[str, bool]:
+        """Options of models that only read, and whether they were given."""
+        return {
+            "--pair": self.pair is not None,
+            "--question": self.question is not None,
+            "--aggregation": self.aggregation != "none",
+        }
+
+
+def _given(
+    texts: list[str] | None, file: str | None, pair: str | None, question: str | None, context: str | None, aggregation: str
+) -> list[str]:
+    """The texts, those of the file behind the others; options that do not go together are refused."""
     if aggregation not in _STRATEGIES:
         raise UsageError(f"unknown strategy '{aggregation}'", where="--aggregation", hint=f"one of {', '.join(_STRATEGIES)}")
     given = [*(texts or []), *(_lines(file) if file else [])]
@@ -70,45 +171,58 @@ def run(
         raise UsageError("there is nothing to run", hint='give texts, --file FILE, or --question "..." --context "..."')
     if question is not None and (given or pair is not None):
         raise UsageError("--question and --context go without other texts", where="--question")
+    return given
 
+
+def _present(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those that were given."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _show(output: Output, model: Model | GenerationModel | TextToTextModel | SpeechModel, wishes: _Wishes) -> None:
+    """Run what was given through the model, after what it would ignore was refused."""
+    from hfaccel.cli.answers import show_answers, show_transcripts
     from hfaccel.cli.generation import show_generation
     from hfaccel.runtime.generation.model import GenerationModel
-    from hfaccel.runtime.load import load  # onnxruntime is slow to import, --help does without
+    from hfaccel.runtime.generation.text_to_text import TextToTextModel
+    from hfaccel.runtime.model import Model
 
-    with output.showing_warnings():
-        model = load(folder)
-    sampling: dict[str, Any] = {
-        "max_new_tokens": max_new_tokens,
-        "temperature": temperature,
-        "top_p": top_p,
-        "min_p": min_p,
-        "repetition_penalty": repetition_penalty,
-        "stop": tuple(stop) if stop else None,
-        "seed": seed,
-    }
-    wishes = {name: value for name, value in sampling.items() if value is not None}
+    reading, chat, drawing, hearing, beams = wishes.of_reading, wishes.of_chat, wishes.drawing, wishes.hearing, wishes.beams
     if isinstance(model, GenerationModel):
-        _refuse({"--pair": pair is not None, "--question": question is not None, "--aggregation": aggregation != "none"}, model)
-        if top_k is not None:
-            wishes["top_k"] = top_k
-        show_generation(output, model, given, wishes, system=system, raw=raw, stream=stream)
-        return
-    _refuse(
-        {"--" + name.replace("_", "-"): True for name in wishes}
-        | {"--stream": stream, "--system": system is not None, "--raw": raw},
-        model,
-    )
-    _check_task(model.contract.task, pair, question, top_k, aggregation)
-    if model.contract.task == "sentence-similarity":
-        _show_vectors(output, given, model.embed(given))
-    elif model.contract.task == "text-ranking" and pair is None:
-        _show_ranking(output, given, model)
+        _refuse(reading | _options({**hearing, **beams}), model)
+        show_generation(output, model, wishes.given, wishes.draws, system=wishes.system, raw=wishes.raw, stream=wishes.stream)
+    elif isinstance(model, TextToTextModel):
+        _refuse(reading | chat | _options(hearing), model)
+        show_answers(output, model, wishes.given, {**wishes.draws, **beams}, stream=wishes.stream)
+    elif isinstance(model, Model):
+        _refuse(chat | _options({**drawing, **hearing, **beams}) | {"--stream": wishes.stream}, model)
+        _show_reading(output, model, wishes)
     else:
-        inputs = _inputs(given, pair, question, context)
-        _show_answers(output, inputs, _answers(model, inputs, top_k, aggregation), model.contract.task)
+        longest = {name: value for name, value in drawing.items() if name == "max_new_tokens"}
+        others = {name: value for name, value in drawing.items() if name not in longest}
+        _refuse(reading | chat | _options(others) | {"--top-k": wishes.top_k is not None}, model)
+        show_transcripts(output, model, wishes.given, {**hearing, **longest, **beams}, stream=wishes.stream)
 
 
-def _refuse(options: Mapping[str, bool], model: Model | GenerationModel) -> None:
+def _show_reading(output: Output, model: Model, wishes: _Wishes) -> None:
+    """Answers of a model that only reads."""
+    _check_task(model.contract.task, wishes.pair, wishes.question, wishes.top_k, wishes.aggregation)
+    if model.contract.task == "sentence-similarity":
+        _show_vectors(output, wishes.given, model.embed(wishes.given))
+    elif model.contract.task == "text-ranking" and wishes.pair is None:
+        _show_ranking(output, wishes.given, model)
+    else:
+        inputs = _inputs(wishes.given, wishes.pair, wishes.question, wishes.context)
+        _show_answers(output, inputs, _answers(model, inputs, wishes.top_k, wishes.aggregation), model.contract.task)
+
+
+def _options(wishes: Mapping[str, Any]) -> dict[str, bool]:
+    """The command line's names of what was given."""
+    names = {"task": "translate"}
+    return {"--" + names.get(name, name).replace("_", "-"): True for name in wishes}
+
+
+def _refuse(options: Mapping[str, bool], model: Model | GenerationModel | TextToTextModel | SpeechModel) -> None:
     """Options that would be ignored."""
     for option, given in options.items():
         if given:

@@ -7,13 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
-from hfaccel.artifact.contract import Contract, GenerationSettings, SessionSettings
+from hfaccel.artifact.contract import Contract, SessionSettings
+from hfaccel.artifact.generation import GenerationSettings
 from hfaccel.rewrites.graphs import load_graph
 from hfaccel.rewrites.last_token_logits import all_token_logits
+from hfaccel.rewrites.split_encoder_decoder import split_encoder_decoder
 from hfaccel.runtime.engines import open_graph
+from hfaccel.runtime.generation.encoder_decoder import EncoderDecoder
 from hfaccel.runtime.session import GraphSession, Runner
 
 POSITION_IDS = "position_ids"
@@ -22,8 +26,27 @@ _DEFAULT_SETTINGS = SessionSettings()
 
 def open_for_parity(graph: Path, contract: Contract) -> Runner:
     """What to compare with the source: the graph itself, or of a decoder its way through prompt and steps."""
+    if contract.generation is not None and contract.generation.encoder is not None:
+        return CachedAnswering(*open_parts(graph, _DEFAULT_SETTINGS, all_logits=True), contract.generation)
     runner = open_with_all_logits(graph, contract)
     return runner if contract.generation is None else CachedDecoding(runner, contract.generation)
+
+
+def open_parts(graph: Path, settings: SessionSettings, *, all_logits: bool = False) -> tuple[GraphSession, GraphSession]:
+    """Encoder and decoder of a graph that holds both, as a compiled folder has them.
+
+    Args:
+        graph: of an encoder-decoder, as the stages hand it on.
+        settings: of both sessions.
+        all_logits: let the decoder give the logits of all its new tokens, where it gives those of the last one only.
+    """
+    import onnx_ir
+
+    model = load_graph(graph)
+    if all_logits:
+        all_token_logits(model)
+    encoder, decoder = (onnx_ir.to_proto(part).SerializeToString() for part in split_encoder_decoder(model))
+    return GraphSession(graph, settings, content=encoder), GraphSession(graph, settings, content=decoder)
 
 
 def open_with_all_logits(graph: Path, contract: Contract, settings: SessionSettings = _DEFAULT_SETTINGS) -> Runner:
@@ -38,6 +61,41 @@ def open_with_all_logits(graph: Path, contract: Contract, settings: SessionSetti
     return GraphSession(graph, settings, content=onnx_ir.to_proto(model).SerializeToString())
 
 
+def open_encoder_decoder(graph: Path, session: SessionSettings, settings: GenerationSettings) -> EncoderDecoder:
+    """The run time of an encoder-decoder whose parts are still in one graph.
+
+    Args:
+        graph: as the stages hand it on.
+        session: of both parts.
+        settings: shape of the cache.
+    """
+    return EncoderDecoder(*open_parts(graph, session), settings)
+
+
+class CachedAnswering:
+    """Like :class:`CachedDecoding` for encoder-decoders: the encoder runs once, then the decoder on ``decoder_input_ids``.
+
+    Args:
+        encoder: gives ``cross.n.key`` and ``cross.n.value``.
+        decoder: gives the logits of all its new tokens.
+        settings: shape of the cache.
+    """
+
+    def __init__(self, encoder: Runner, decoder: Runner, settings: GenerationSettings) -> None:
+        self.input_names: tuple[str, ...] = (*encoder.input_names, "decoder_input_ids", "decoder_attention_mask")
+        self._encoder = encoder
+        self._decoder = decoder
+        self._settings = settings
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """``logits`` float32 [batch, decoder_sequence, vocabulary] for a source and the tokens of its answer."""
+        fixed = dict(self._encoder.run(feeds))
+        if "attention_mask" in feeds:
+            fixed["encoder_attention_mask"] = feeds["attention_mask"]
+        decoding = CachedDecoding(self._decoder, self._settings, fixed)
+        return decoding.run({"input_ids": feeds["decoder_input_ids"], "attention_mask": feeds["decoder_attention_mask"]})
+
+
 class CachedDecoding:
     """A :class:`hfaccel.runtime.session.Runner` with the inputs of a whole text, over a graph with a cache.
 
@@ -47,10 +105,14 @@ class CachedDecoding:
         graph: reads ``input_ids``, ``attention_mask``, the past of each layer and possibly ``position_ids``; gives the logits of all
             its new tokens and the present of each layer.
         settings: shape of the cache.
+        fixed: what the graph reads beside, the same at each step.
     """
 
-    def __init__(self, graph: Runner, settings: GenerationSettings) -> None:
+    def __init__(
+        self, graph: Runner, settings: GenerationSettings, fixed: Mapping[str, np.ndarray] = MappingProxyType({})
+    ) -> None:
         self.input_names: tuple[str, ...] = ("input_ids", "attention_mask")
+        self._fixed = fixed
         self._graph = graph
         self._settings = settings
 
@@ -80,8 +142,8 @@ class CachedDecoding:
     def _call(
         self, ids: np.ndarray, mask: np.ndarray, positions: np.ndarray, past: Mapping[str, np.ndarray]
     ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        feeds = {"input_ids": np.ascontiguousarray(ids), "attention_mask": mask, POSITION_IDS: positions.astype(np.int64), **past}
-        outputs = self._graph.run(feeds)
+        feeds = {"input_ids": np.ascontiguousarray(ids), "attention_mask": mask, POSITION_IDS: positions.astype(np.int64)}
+        outputs = self._graph.run({**feeds, **past, **self._fixed})
         logits = outputs.pop("logits")
         return logits, {name.replace("present.", "past_key_values."): value for name, value in outputs.items()}
 

@@ -7,13 +7,14 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from hfaccel.artifact.contract import Task
 from hfaccel.errors import DataError
 from hfaccel.evaluate.example import Example, TextInput
 
-Role = Literal["text", "text_pair", "words", "label", "entities", "context", "answers", "slice"]
+Role = Literal["text", "text_pair", "words", "label", "entities", "context", "answers", "audio", "slice"]
 
 # Columns that form a pair only together; looked for before single columns, because "question" alone is also a text.
 PAIRS: tuple[tuple[str, str], ...] = (
@@ -52,12 +53,34 @@ SYNONYMS: Mapping[Task, Mapping[Role, tuple[str, ...]]] = {
     "fill-mask": {"text": _TEXT},
     "feature-extraction": {"text": _TEXT},
     "text-generation": {"text": _TEXT},
+    "text2text-generation": {
+        "text": ("source", "text", "input", "document", "article", "dialogue", "passage", "question", "sentence"),
+        "answers": ("target", "reference", "references", "summary", "highlights", "translation", "answer", "answers", "output"),
+    },
+    "automatic-speech-recognition": {
+        "audio": ("audio", "file", "path", "sound"),
+        "answers": ("text", "sentence", "transcript", "transcription"),
+    },
 }
+_ALIASES: Mapping[str, Role] = {"question": "text", "query": "text", "document": "text_pair", "score": "label", "tags": "label"}
+"""Roles by other names, as users may map them."""
+_WRITTEN_ALIASES: Mapping[Task, Mapping[str, Role]] = {
+    "text2text-generation": {
+        **dict.fromkeys(SYNONYMS["text2text-generation"]["text"], "text"),
+        **dict.fromkeys(SYNONYMS["text2text-generation"]["answers"], "answers"),
+    },
+    "automatic-speech-recognition": {
+        **dict.fromkeys(SYNONYMS["automatic-speech-recognition"]["audio"], "audio"),
+        **dict.fromkeys((*SYNONYMS["automatic-speech-recognition"]["answers"], "reference"), "answers"),
+    },
+}
+"""Of tasks whose answers are written, the usual names of columns are names of their roles, too."""
 # Of every task: what the examples are told apart by in the accuracy gate.
 SLICE_COLUMNS = ("language", "lang", "slice")
 REQUIRED: Mapping[Task, tuple[Role, ...]] = {
     "question-answering": ("text", "context"),
     "text-ranking": ("text", "text_pair"),
+    "automatic-speech-recognition": ("audio",),
 }
 REFERENCE_ROLES: tuple[Role, ...] = ("label", "entities", "answers")
 
@@ -68,7 +91,8 @@ def find_roles(found: Sequence[str], task: Task, columns: Mapping[str, str], whe
     Args:
         found: column names of the data.
         task: decides the roles.
-        columns: role -> column, as the user mapped them; ``question``, ``query`` and ``document`` are accepted as roles too.
+        columns: role -> column, as the user mapped them; ``question``, ``query`` and ``document`` are accepted as roles too, and
+            where answers are written the usual names of columns (``source``, ``target``, ``transcript`` and the like).
         where: file, for messages.
 
     Raises:
@@ -78,7 +102,7 @@ def find_roles(found: Sequence[str], task: Task, columns: Mapping[str, str], whe
     by_lower = {name.strip().lower(): name for name in found}
     roles: dict[Role, str] = {}
     for asked, column in columns.items():
-        role = {"question": "text", "query": "text", "document": "text_pair", "score": "label", "tags": "label"}.get(asked, asked)
+        role = _WRITTEN_ALIASES.get(task, _ALIASES).get(asked, asked)
         if role not in synonyms:
             raise DataError(f"'{asked}' is not a role of {task} data", where=where, hint=f"roles: {', '.join(synonyms)}")
         if column not in found:
@@ -149,6 +173,7 @@ class RowParser:
         class_names: names of the data's classes in id order, where the data has ids behind its names; a model whose labels have
             no names (LABEL_0, LABEL_1) is taken to have the same order.
         found: some labels of the data, for messages.
+        folder: what paths of sound files are relative to.
     """
 
     task: Task
@@ -156,6 +181,7 @@ class RowParser:
     labels: tuple[str, ...]
     class_names: tuple[str, ...] = ()
     found: tuple[str, ...] = ()
+    folder: Path = Path()
 
     @property
     def labelled(self) -> bool:
@@ -166,7 +192,7 @@ class RowParser:
         """One example.
 
         Raises:
-            DataError: a value is missing, a label is not known, or tags and words differ in number.
+            DataError: a value or a sound file is missing, a label is not known, or tags and words differ in number.
         """
         made = self._example(row, where)
         value = row.get(self.roles["slice"]) if "slice" in self.roles else None
@@ -175,7 +201,11 @@ class RowParser:
     def _example(self, row: Mapping[str, Any], where: str) -> Example:
         if self.task == "token-classification":
             return self._tagged(row, where)
+        if self.task == "automatic-speech-recognition":
+            return Example(text=self._sound(row, where), answers=self._written(row, where))
         first = self._string(row, "text", where)
+        if self.task == "text2text-generation":
+            return Example(text=first, answers=self._written(row, where))
         if self.task == "question-answering":
             answers = _answers(row.get(self.roles["answers"])) if "answers" in self.roles else ()
             return Example(text=first, context=self._string(row, "context", where), answers=answers)
@@ -192,6 +222,37 @@ class RowParser:
                 f"column '{self.roles[role]}' holds {found} where text is needed", where=where, hint="fill or remove the row"
             )
         return value
+
+    def _written(self, row: Mapping[str, Any], where: str) -> tuple[str, ...]:
+        """The accepted answers; none where the data has no column of them."""
+        if "answers" not in self.roles:
+            return ()
+        found = tuple(answer for answer in _answers(row.get(self.roles["answers"])) if answer.strip())
+        if not found:
+            raise DataError(
+                f"column '{self.roles['answers']}' holds no reference answer",
+                where=where,
+                hint="fill or remove the row, or leave the column out",
+            )
+        return found
+
+    def _sound(self, row: Mapping[str, Any], where: str) -> str:
+        """Path of the sound file; as data sets give it, it may stand inside an object."""
+        value = row.get(self.roles["audio"])
+        if isinstance(value, Mapping):
+            value = value.get("path")
+        if not isinstance(value, str) or not value.strip():
+            raise DataError(
+                f"column '{self.roles['audio']}' names no sound file", where=where, hint="fill the row with a path, or remove it"
+            )
+        path = self.folder / value.strip()
+        if not path.is_file():
+            relative = "" if Path(value.strip()).is_absolute() else f"; paths are relative to {self.folder}"
+            what = "a folder" if path.is_dir() else "missing"
+            raise DataError(f"the sound file '{value}' is {what}{relative}", where=where, hint="correct or remove the row")
+        if path.stat().st_size == 0:
+            raise DataError(f"the sound file '{value}' is empty", where=where, hint="replace it, or remove the row")
+        return str(path)
 
     def _label(self, row: Mapping[str, Any], where: str) -> Any:
         column = self.roles["label"]

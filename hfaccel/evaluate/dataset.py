@@ -19,6 +19,7 @@ from hfaccel.evaluate.readers import READERS, Row, read_hub_rows, read_rows
 
 __all__ = ["Dataset", "Example", "TextInput", "digest", "load_dataset"]
 
+SOUND_ENDINGS = (".wav", ".flac", ".mp3", ".ogg")
 HOLD_OUT_MINIMUM = 400  # examples; below this the gate needs all of them
 
 
@@ -108,7 +109,8 @@ def load_dataset(
     """Load evaluation data.
 
     Args:
-        spec: a CSV, TSV, JSON, JSONL, Parquet or plain text file, or a ``datasets`` name as ``name:config:split``.
+        spec: a CSV, TSV, JSON, JSONL, Parquet or plain text file, or a ``datasets`` name as ``name:config:split``. Sound files
+            are named in such a file, by paths relative to it.
         task: decides which columns are looked for.
         columns: role -> column, where the names are not the usual ones.
         labels: label names of the model in id order, to check and translate the labels of the data.
@@ -116,12 +118,12 @@ def load_dataset(
         seed: of that sample.
 
     Raises:
-        DataError: the file is missing, empty, not parsable, or lacks columns or known labels.
+        DataError: the file or a sound file is missing, empty, not parsable, or lacks columns or known labels.
         MissingExtraError: Parquet without pyarrow, or a data set name without ``datasets``.
     """
     path = Path(spec)
     is_file = path.suffix.lower() in READERS or path.exists()
-    rows, class_names = (_rows_of_file(path), {}) if is_file else read_hub_rows(spec)
+    rows, class_names = (_rows_of_file(path, task), {}) if is_file else read_hub_rows(spec)
     if not rows:
         raise DataError("the data set holds no examples", where=spec, hint="choose another split")
     found = list(dict.fromkeys(column for _, row in rows for column in row))
@@ -130,7 +132,12 @@ def load_dataset(
     roles = find_roles(found, task, columns, spec)
     label_column = roles.get("label", "")
     parser = RowParser(
-        task, roles, tuple(labels), class_names.get(label_column, ()), values_of((row.get(label_column) for _, row in rows))
+        task,
+        roles,
+        tuple(labels),
+        class_names.get(label_column, ()),
+        values_of((row.get(label_column) for _, row in rows)),
+        path.parent if is_file else Path(),
     )
     examples = [parser.example(row, f"{spec}:{number}") for number, row in rows]
     if len(examples) > max_examples:
@@ -140,18 +147,35 @@ def load_dataset(
         name=path.name if is_file else spec,
         examples=tuple(examples),
         labelled=parser.labelled,
-        sha256=hashlib.sha256(path.read_bytes()).hexdigest() if is_file else digest(examples),
+        sha256=_content_digest(path, task, examples) if is_file else digest(examples),
         separate_pairs=task == "sentence-similarity",
         slice_column=roles.get("slice", "slice"),
     )
 
 
-def _rows_of_file(path: Path) -> list[Row]:
+def _content_digest(path: Path, task: Task, examples: Sequence[Example]) -> str:
+    """SHA-256 of the data file, and of the sound files that it names."""
+    content = hashlib.sha256(path.read_bytes())
+    if task == "automatic-speech-recognition":
+        for sound in dict.fromkeys(str(example.text) for example in examples):
+            content.update(hashlib.sha256(Path(sound).read_bytes()).digest())
+    return content.hexdigest()
+
+
+def _rows_of_file(path: Path, task: Task) -> list[Row]:
     if not path.exists():
         siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
         close = difflib.get_close_matches(path.name, siblings, n=1)
         hint = f"did you mean '{path.with_name(close[0])}'?" if close else "check the path"
         raise DataError("no such file", where=str(path), hint=hint)
     if path.is_dir():
-        raise DataError("this is a folder, not a data file", where=str(path), hint=f"give a file: {', '.join(READERS)}")
+        hint = f"give a file: {', '.join(READERS)}"
+        if task == "automatic-speech-recognition":
+            hint = (
+                "write a CSV beside the sound files, with the columns audio (their paths) and text (what is said), and give that"
+            )
+        raise DataError("this is a folder, not a data file", where=str(path), hint=hint)
+    if task == "automatic-speech-recognition" and path.suffix.lower() in SOUND_ENDINGS:
+        hint = "write a CSV with the columns audio (paths of sound files) and text (what is said), and give that"
+        raise DataError("this is a sound file, not a data file", where=str(path), hint=hint)
     return read_rows(path)

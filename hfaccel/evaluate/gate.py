@@ -36,7 +36,7 @@ class Loss:
         metric: name of the metric.
         source: value of the source model.
         candidate: value of the candidate.
-        loss: (source - candidate) / |source|; positive is worse.
+        loss: (source - candidate) / |source|; candidate - source of metrics that count errors (``wer``); positive is worse.
         lower_bound: one-sided lower bound of the loss: above the budget, the candidate is proven to be over it.
         upper_bound: one-sided upper bound of the loss: inside the budget, the candidate is proven to be inside.
         examples: how many examples were compared.
@@ -124,7 +124,8 @@ def paired_loss(
     source_value, candidate_value = float(metric.combine(source, once)[0]), float(metric.combine(candidate, once)[0])
     if _same(source_predictions, candidate_predictions) and (same_outputs or not metric.discrete):
         return Loss(metric.name, source_value, candidate_value, 0.0, 0.0, 0.0, count, "identical")
-    scale = max(abs(source_value), SMALLEST_SCALE)
+    scale = max(abs(source_value), SMALLEST_SCALE) if metric.higher_is_better else 1.0
+    sign = 1.0 if metric.higher_is_better else -1.0
     units = units_of(clusters, count)
     method: str = units.method
     worse = better = None
@@ -135,7 +136,7 @@ def paired_loss(
         method = "counts"
     else:
         resampled = resample(
-            lambda weights: metric.combine(source, weights) - metric.combine(candidate, weights),
+            lambda weights: sign * (metric.combine(source, weights) - metric.combine(candidate, weights)),
             units,
             resamples=resamples,
             seed=seed,
@@ -144,7 +145,7 @@ def paired_loss(
         floor = _exact_floor(source, candidate, confidence) if metric.discrete else None
         if floor is not None and floor > upper:
             upper, method = floor, f"{method}+exact"
-    loss = (source_value - candidate_value) / scale
+    loss = (source_value - candidate_value if metric.higher_is_better else candidate_value - source_value) / scale
     return Loss(
         metric.name, source_value, candidate_value, loss, lower / scale, upper / scale, count, method, worse=worse, better=better
     )

@@ -18,8 +18,19 @@ import numpy.typing as npt
 
 from hfaccel.artifact.contract import ProblemType, Task
 from hfaccel.errors import SettingsError
+from hfaccel.evaluate.answers import (
+    bleu,
+    bleu_counts,
+    character_counts,
+    chrf,
+    longest_common_words,
+    word_error_rate,
+    word_errors,
+)
 
-MetricName = Literal["accuracy", "f1", "f1_micro", "mcc", "spearman", "pearson", "exact_match", "qa_f1", "entity_f1"]
+MetricName = Literal[
+    "accuracy", "f1", "f1_micro", "mcc", "spearman", "pearson", "exact_match", "qa_f1", "entity_f1", "wer", "bleu", "chrf", "rouge_l"
+]  # fmt: skip
 METRIC_NAMES: tuple[MetricName, ...] = get_args(MetricName)
 Floats = npt.NDArray[np.float64]
 
@@ -34,6 +45,8 @@ class Metric:
         statistics: predictions and references -> statistics [examples, k].
         combine: statistics [examples, k] and weights [resamples, examples] -> value per resample [resamples].
         discrete: right-or-wrong statistics, so that models may differ without differing on a small sample.
+        higher_is_better: else it counts errors, and its loss is what it grows by, not a share of the source's value: a source
+            with hardly any errors would make any other error a huge share.
     """
 
     name: MetricName
@@ -71,6 +84,8 @@ def default_metric(task: Task, problem_type: ProblemType | None) -> MetricName:
         "question-answering": "qa_f1",
         "sentence-similarity": "spearman",
         "text-ranking": "spearman",
+        "text2text-generation": "rouge_l",
+        "automatic-speech-recognition": "wer",
     }
     if task not in names:
         raise SettingsError(f"{task} has no metric", hint="it is compared with the source without labels")
@@ -235,6 +250,7 @@ def _entity_counts(predictions: Sequence[Sequence[str]], references: Sequence[Se
 
 _CLASSIFICATION: tuple[Task, ...] = ("text-classification",)
 _SCORED: tuple[Task, ...] = ("text-classification", "sentence-similarity", "text-ranking")
+_WRITTEN: tuple[Task, ...] = ("text2text-generation", "automatic-speech-recognition")
 METRICS: Mapping[MetricName, Metric] = {
     "accuracy": Metric("accuracy", _CLASSIFICATION, _correct, _weighted_mean),
     "f1": Metric("f1", _CLASSIFICATION, _class_counts, _macro_f1),
@@ -242,7 +258,11 @@ METRICS: Mapping[MetricName, Metric] = {
     "mcc": Metric("mcc", _CLASSIFICATION, _class_counts, _matthews),
     "spearman": Metric("spearman", _SCORED, _columns, _spearman, discrete=False),
     "pearson": Metric("pearson", _SCORED, _columns, _pearson, discrete=False),
-    "exact_match": Metric("exact_match", ("question-answering",), _exact_match, _weighted_mean),
+    "exact_match": Metric("exact_match", ("question-answering", "text2text-generation"), _exact_match, _weighted_mean),
     "qa_f1": Metric("qa_f1", ("question-answering",), _answer_f1, _weighted_mean),
     "entity_f1": Metric("entity_f1", ("token-classification",), _entity_counts, _micro_f1),
+    "wer": Metric("wer", _WRITTEN, word_errors, word_error_rate, higher_is_better=False),
+    "bleu": Metric("bleu", ("text2text-generation",), bleu_counts, bleu),
+    "chrf": Metric("chrf", _WRITTEN, character_counts, chrf),
+    "rouge_l": Metric("rouge_l", ("text2text-generation",), longest_common_words, _weighted_mean),
 }

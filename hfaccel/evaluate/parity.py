@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from hfaccel.artifact.contract import TextSettings
+from hfaccel.artifact.contract import Contract, TextSettings
 from hfaccel.runtime.session import Runner
 
 Arrays = Mapping[str, np.ndarray]
+ANSWER_MASK = "decoder_attention_mask"
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,29 @@ def make_inputs(shapes: Sequence[str], text: TextSettings, *, vocabulary_size: i
     return cases
 
 
+def make_answer_inputs(shapes: Sequence[str], contract: Contract, *, vocabulary_size: int, seed: int) -> dict[str, Arrays]:
+    """Random sources and answers for an encoder-decoder.
+
+    Each ``BxS`` gives B sources, S tokens of text as :func:`make_inputs` makes them or features of noise, and S tokens of answers.
+    """
+    generation = contract.generation
+    assert generation is not None
+    assert generation.encoder is not None  # asked of encoder-decoders only
+    generator = np.random.default_rng(seed)
+    cases: dict[str, Arrays] = {}
+    for name, source in make_inputs(shapes, contract.text, vocabulary_size=vocabulary_size, seed=seed).items():
+        batch, length = source["input_ids"].shape
+        length = min(length, generation.context_length)
+        features = {spec.name: spec.shape for spec in contract.inputs if spec.name == "input_features"}
+        given = {key: array for key, array in source.items() if key != "token_type_ids"}
+        if features:
+            _, bins, frames = features["input_features"]
+            given = {"input_features": generator.standard_normal((batch, int(bins), int(frames)), dtype=np.float32)}
+        ids = generator.integers(0, max(2, vocabulary_size), (batch, length))
+        cases[name] = {**given, "decoder_input_ids": ids, ANSWER_MASK: np.ones((batch, length), dtype=np.int64)}
+    return cases
+
+
 def record(runner: Runner, inputs: Mapping[str, Arrays]) -> list[ParityCase]:
     """Run the source on all inputs."""
     return [ParityCase(name, arrays, runner.run(arrays)) for name, arrays in inputs.items()]
@@ -84,7 +108,7 @@ def compare(runner: Runner, cases: Sequence[ParityCase]) -> ParityResult:
     max_abs, min_cosine, worst = 0.0, 1.0, cases[0].name
     for case in cases:
         outputs = runner.run(case.inputs)
-        mask = case.inputs["attention_mask"].astype(bool)
+        mask = case.inputs.get(ANSWER_MASK, case.inputs.get("attention_mask", np.zeros(0))).astype(bool)
         for name, expected in case.outputs.items():
             actual = outputs.get(name)
             if actual is None or actual.shape != expected.shape or not np.isfinite(actual).all():

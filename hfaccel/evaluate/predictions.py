@@ -75,7 +75,7 @@ def _predictions(
 def references_of(task: Task, problem_type: ProblemType | None, labels: Sequence[str], dataset: Dataset) -> Any:
     """The references in the form of the predictions; what stands there when the data is unlabelled has no meaning."""
     examples = dataset.examples
-    if task == "question-answering":
+    if task in ("question-answering", "text2text-generation", "automatic-speech-recognition"):
         return [example.answers for example in examples]
     if not dataset.labelled:
         return [None] * len(examples)
@@ -112,7 +112,7 @@ def word_ids_from_offsets(word_spans: Sequence[tuple[int, int]], offsets: Sequen
 
 
 def predictions_from_answers(dataset: Dataset, answers: Sequence[str]) -> tuple[list[str], list[tuple[str, ...]]]:
-    """Predictions and references of question-answering from answers that were already extracted (empty: no answer).
+    """Predictions and references of tasks whose answers are text, from answers that were already extracted (empty: no answer).
 
     Raises:
         ValueError: not one answer per example.

@@ -11,14 +11,16 @@ import numpy as np
 
 from hfaccel.errors import UsageError
 from hfaccel.runtime.generation.cache import KeyValueCache
-from hfaccel.runtime.generation.decoder import Decoder, Decoding
+from hfaccel.runtime.generation.decoder import Decoder
+from hfaccel.runtime.generation.decoding import Decoding
+from hfaccel.runtime.generation.encoder_decoder import EncoderDecoder
 
 _REQUEST = re.compile(r"([1-9][0-9]{0,5})\s*\+\s*([1-9][0-9]{0,5})")
 
 
 @dataclass(frozen=True)
 class Request:
-    """One sequence: a prompt of so many tokens, and so many new ones."""
+    """One sequence: a prompt of so many tokens, and so many new ones; of sound the prompt is counted in seconds."""
 
     prompt: int
     new: int
@@ -60,6 +62,66 @@ def decoding_calls(
         yield f"prompt of {request.prompt}", {name: _prompt(decoder, request, seed) for name, decoder in decoders.items()}
         answers = {name: _answer(decoder, request, seed) for name, decoder in decoders.items()}
         yield f"{request.new} tokens after {request.prompt}", answers
+
+
+def answering_calls(
+    models: Mapping[str, EncoderDecoder], requests: Sequence[Request], *, seed: int
+) -> Iterator[tuple[str, dict[str, Callable[[], None]]]]:
+    """What to time of encoder-decoders, by name of the point: the source as a whole, then the answer as a whole.
+
+    Args:
+        models: by name.
+        requests: cut to what the model reads; a window of sound is always read whole.
+        seed: the same seed gives the same sources and tokens.
+    """
+    for request in requests:
+        named = next((_source_name(model, request) for model in models.values()), "")
+        yield named, {name: _source(model, request, seed) for name, model in models.items()}
+        yield f"{request.new} tokens after it", {name: _answer_of_source(model, request, seed) for name, model in models.items()}
+
+
+def _source_name(model: EncoderDecoder, request: Request) -> str:
+    encoder = model.settings.encoder
+    speech = encoder.speech if encoder is not None else None
+    return f"source of {request.prompt}" if speech is None else f"{speech.window_seconds} s of sound"
+
+
+def _source(model: EncoderDecoder, request: Request, seed: int) -> Callable[[], None]:
+    feeds = _source_feeds(model, request, seed)
+
+    def read() -> None:
+        model.encode(feeds)
+
+    return read
+
+
+def _answer_of_source(model: EncoderDecoder, request: Request, seed: int) -> Callable[[], None]:
+    encoder = model.settings.encoder
+    assert encoder is not None  # of encoder-decoders
+    start, memory = list(encoder.start_token_ids), model.encode(_source_feeds(model, request, seed))
+    cache = model.prefill(memory, [start], room=request.new).cache
+    count = max(1, min(request.new, model.settings.context_length - len(start)))
+    tokens = np.random.default_rng(seed + 1).integers(0, model.settings.vocabulary_size, count)
+
+    def write() -> None:
+        decoding = Decoding(model, cache, start, memory)
+        for token in tokens:
+            decoding.step(np.array([token], dtype=np.int64))
+
+    return write
+
+
+def _source_feeds(model: EncoderDecoder, request: Request, seed: int) -> dict[str, np.ndarray]:
+    encoder = model.settings.encoder
+    assert encoder is not None  # of encoder-decoders
+    generator = np.random.default_rng(seed)
+    if encoder.speech is not None:
+        speech = encoder.speech
+        frames = speech.window_seconds * speech.sampling_rate_hz // speech.hop_samples
+        return {"input_features": generator.standard_normal((1, speech.mel_bins, frames), dtype=np.float32)}
+    length = max(1, min(request.prompt, encoder.source_length))
+    ids = generator.integers(0, model.settings.vocabulary_size, (1, length))
+    return {"input_ids": ids, "attention_mask": np.ones_like(ids)}
 
 
 def _prompt(decoder: Decoder, request: Request, seed: int) -> Callable[[], None]:

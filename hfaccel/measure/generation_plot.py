@@ -11,13 +11,14 @@ from hfaccel.measure.bench import NOT_STABLE
 from hfaccel.measure.generation_bench import PARTS, GenerationRow
 
 if TYPE_CHECKING:
+    from hfaccel.measure.answer_bench import AnswerRow
     from hfaccel.measure.ladder import LadderRow
 
 _WRAP_AT = 22
 
 
-def draw_generation(rows: Sequence[GenerationRow], path: Path, *, title: str) -> None:
-    """Draw a panel for prompts and one for answers, with a bar of tokens per second for each engine and request.
+def draw_generation(rows: Sequence[GenerationRow | AnswerRow], path: Path, *, title: str, parts: Sequence[str] = PARTS) -> None:
+    """Draw a panel for what is read and one for answers, with a bar of tokens per second for each engine and request.
 
     What was not stable has no bar.
 
@@ -25,6 +26,7 @@ def draw_generation(rows: Sequence[GenerationRow], path: Path, *, title: str) ->
         rows: at least one.
         path: .png or .svg, see :func:`hfaccel.measure.plot.check_plot_path`.
         title: over the picture.
+        parts: what has a panel.
 
     Raises:
         UsageError: the file cannot be written.
@@ -33,8 +35,8 @@ def draw_generation(rows: Sequence[GenerationRow], path: Path, *, title: str) ->
     requests = list(dict.fromkeys(row.request for row in rows))
     figure = _figure(1.5 + 2 * max(4.5, 0.4 * len(engines) * len(requests)), 4.2, title)
     width = 0.8 / len(engines)
-    for index, part in enumerate(PARTS):
-        axes = figure.add_subplot(1, len(PARTS), index + 1)
+    for index, part in enumerate(parts):
+        axes = figure.add_subplot(1, len(parts), index + 1)
         for row in (row for row in rows if row.part == part):
             rank = engines.index(row.engine)
             position = requests.index(row.request) + (rank - (len(engines) - 1) / 2) * width
@@ -45,7 +47,7 @@ def draw_generation(rows: Sequence[GenerationRow], path: Path, *, title: str) ->
                 axes.text(position, 0.02, NOT_STABLE, rotation=90, ha="center", transform=axes.get_xaxis_transform())
         axes.set_title(part)
         axes.set_xticks(range(len(requests)), [str(request) for request in requests])
-        axes.set_xlabel("tokens of the prompt + new ones")
+        axes.set_xlabel(f"tokens of the {parts[0]} + new ones")
         axes.set_ylabel("tokens per second (median)")
         for rank, name in enumerate(engines):
             axes.bar(0, 0, color=f"C{rank}", label=name)

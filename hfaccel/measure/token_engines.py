@@ -7,7 +7,8 @@ from typing import Protocol
 
 import numpy as np
 
-from hfaccel.runtime.generation.decoder import Decoder, Decoding
+from hfaccel.runtime.generation.decoder import Decoder
+from hfaccel.runtime.generation.decoding import Decoding
 
 
 class TokenEngine(Protocol):

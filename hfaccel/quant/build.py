@@ -24,6 +24,7 @@ from hfaccel.quant.switches import EightBitTrips, RoundTrips, SwitchedGraph
 from hfaccel.quant.weight_only import BlockwiseTrips, save_compact, store_in_blocks, write_weight_only
 from hfaccel.rewrites.drop_unused import drop_unused
 from hfaccel.rewrites.graphs import GRAPH_NAME, load_graph, save_graph
+from hfaccel.rewrites.split_encoder_decoder import decoder_nodes
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -154,7 +155,12 @@ def quantize_graph(
 ) -> BuiltCandidate:
     """Write the prepared graph with all MatMuls but ``kept_float`` (names with their measured errors) quantized to ``folder``."""
     _check_known(rung, prepared)
-    left_out = {name for name, _ in kept_float}.union(rung.blockwise_matmuls)
+    in_float = {name for name, _ in kept_float}
+    stepwise = decoder_nodes(prepared.model) if rung.blockwise_decoder else frozenset()
+    blockwise = [
+        name for name in prepared.matmuls if name in rung.blockwise_matmuls or (name in stepwise and name not in in_float)
+    ]
+    left_out = in_float.union(blockwise)
     nodes = [name for name in prepared.matmuls if name not in left_out]
     if not nodes and prepared.matmuls:
         raise RecipeError(
@@ -174,9 +180,9 @@ def quantize_graph(
         else:
             _quantize_static(rung, source, nodes, prepared.ranges, output, weight_bits=weight_bits)
     shutil.rmtree(scratch, ignore_errors=True)
-    if rung.blockwise_matmuls:
-        write_blocks(rung, output, rung.blockwise_matmuls, folder)
-    return BuiltCandidate(output, (*nodes, *rung.blockwise_matmuls), tuple(kept_float), prepared.split)
+    if blockwise:
+        write_blocks(rung, output, blockwise, folder)
+    return BuiltCandidate(output, (*nodes, *blockwise), tuple(kept_float), prepared.split)
 
 
 def _write_weight_only(rung: Rung, prepared: PreparedGraph, nodes: Sequence[str], folder: Path) -> Path:

@@ -18,7 +18,11 @@ from hfaccel.recipe.schema import Recipe
 from hfaccel.recipe.yaml_lines import YamlDocument, join_path, parse_value, parse_yaml
 
 GENERIC_RECIPE = "encoder"
-GENERIC_DECODER_RECIPE = "decoder"
+_GENERIC_RECIPES = {
+    "text-generation": "decoder",
+    "text2text-generation": "encoder-decoder",
+    "automatic-speech-recognition": "encoder-decoder",
+}
 
 
 @dataclass(frozen=True)
@@ -106,7 +110,7 @@ def list_recipes() -> tuple[RecipeSummary, ...]:
 
 def generic_recipe(task: str) -> str:
     """Name of the recipe that all others of the same kind of model extend."""
-    return GENERIC_DECODER_RECIPE if task == "text-generation" else GENERIC_RECIPE
+    return _GENERIC_RECIPES.get(task, GENERIC_RECIPE)
 
 
 def choose_recipe(model_type: str, task: str) -> tuple[str, str | None]:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from hfaccel.artifact.contract import Engine, GraphOptimization, InferencePrecision, Precision, SessionSettings
 
-ExporterName = Literal["transformers", "torch", "mobius"]
+ExporterName = Literal["transformers", "torch", "mobius", "constructed"]
 CleanupName = Literal["fold_constants", "common_subexpressions", "drop_unused", "name_symbols"]
 RewriteName = Literal[
     "last_layer_pooled_token",
@@ -94,6 +94,8 @@ class Rung(Section):
         float_matmuls: names of MatMuls that stay in float, as the search for a fallback found them for this very checkpoint.
         blockwise_matmuls: names of MatMuls that are stored in blocks of 8 bit (see ``weight-only``) while the others follow the
             scheme: nearly as accurate as float and faster. Found by the same search.
+        blockwise_decoder: of encoder-decoders: the decoder's MatMuls are stored like these. A step of it reads all its weights for a
+            few tokens, while the encoder computes many at once.
         quantize_embeddings: also store embedding tables in 8 bit (whatever the bits of the weights).
         calibration: range estimator of the static scheme.
         weight_only_bits: weight-only: bits of a weight; 8 is nearly exact, 4 is for size.
@@ -122,6 +124,7 @@ class Rung(Section):
     keep_float: int = Field(default=0, ge=0)
     float_matmuls: tuple[str, ...] = ()
     blockwise_matmuls: tuple[str, ...] = ()
+    blockwise_decoder: bool = False
     quantize_embeddings: bool = False
     calibration: Literal["minmax", "percentile"] = "minmax"
     weight_only_bits: Literal[4, 8] = 8

@@ -42,8 +42,32 @@ def accuracy(manifest: Manifest) -> Markup:
     slices = (chosen(manifest)["verdict"] or {}).get("slices") or []
     if slices:
         parts += [element("h3", {}, "Slices of what ships"), _slices(slices, manifest["recipe"]["accuracy"]["max_loss"])]
+    if any(answers_of(item) is not None for item in manifest["candidates"]):
+        parts += [element("h3", {}, "Its own answers"), _own_answers(manifest)]
     parts.append(_beside(manifest))
     return join(parts)
+
+
+def answers_of(candidate: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """How good a candidate's own answers are beside the source's, where the data has references to hold them against."""
+    found: Mapping[str, Any] | None = (candidate["verdict"] or {}).get("answers")
+    return found
+
+
+def _own_answers(manifest: Manifest) -> Markup:
+    rows = []
+    for item in manifest["candidates"]:
+        answers = answers_of(item)
+        if answers is not None:
+            told = f"{percent(answers['loss'], signed=True)} (at most {percent(answers['upper_bound'], signed=True)})"
+            values = [f"{answers['source']:.4f}", f"{answers['candidate']:.4f}"]
+            rows.append([item["name"], answers["metric"], *values, told, str(answers["examples"])])
+    header = ["candidate", "metric", "source", "candidate's", "loss, and its 95 % bound", "examples"]
+    caption = (
+        "Written token by token, each by its own model, and held against the references. Few answers prove little: this refuses what is "
+        "proven to lose more than the budget, while the loss above, of each next token of the references, decides."
+    )
+    return table(header, rows, caption=caption)
 
 
 def _intervals(manifest: Manifest, measure: Measure) -> Markup:

@@ -123,9 +123,15 @@ def _slices(manifest: Manifest) -> list[str]:
 def readme_text(manifest: Manifest) -> str:
     """What the folder is and how to run it, for whoever receives it."""
     generation = manifest["contract"].get("generation")
+    answers = generation is not None and generation.get("encoder") is not None
     call = 'print(model(["a text"]))'
     tensors = f"Inputs: {_tensors(manifest, 'inputs')}. Outputs: {_tensors(manifest, 'outputs')}."
-    if generation is not None:
+    if answers:
+        speech = generation["encoder"].get("speech") is not None
+        call = 'print(model.transcribe("talk.wav").text)' if speech else 'print(model.generate("a text"))'
+        tensors = """It reads what `encoder.onnx` gives, `cross.0.key` and so on, beside its tokens and its cache, which is used as that of a
+decoder alone: `past_key_values.0.key` in, `present.0.key` out. Both graphs read their weights from `model.onnx.data`."""
+    elif generation is not None:
         call = 'print(model.generate("a text", max_new_tokens=64))  # or messages: [{"role": "user", "content": "..."}]'
         tensors += f""" The cache has {generation["layers"]} layers, `past_key_values.0.key` and so on in and
 `present.0.key` and so on out; a batch of prompts is padded on the right."""
@@ -141,8 +147,20 @@ With hfaccel (`pip install hfaccel`; no torch needed):
 
 With plain onnxruntime: open `{manifest["graph"]}`; tokenizer in `tokenizer.json` (at most {manifest["contract"]["text"]["max_length"]} tokens).
 {tensors} `golden/` holds inputs and outputs to test against.
-
+{_genai_words(manifest)}
 Check that no file changed: `hfaccel verify "this folder"`.
+"""
+
+
+def _genai_words(manifest: Manifest) -> str:
+    """Of a decoder, how onnxruntime-genai opens the folder or why it cannot; empty for all else and for folders of older versions."""
+    if "genai" not in manifest:
+        return ""
+    if manifest["genai"] is not None:
+        return f"\nonnxruntime-genai cannot open this folder: {manifest['genai']}.\n"
+    return """
+With onnxruntime-genai: `onnxruntime_genai.Model("this folder")` reads `genai_config.json`. Its cache has room for `max_length` tokens
+from the start, so set that search option to what you need.
 """
 
 

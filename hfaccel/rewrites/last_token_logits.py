@@ -40,10 +40,12 @@ def last_token_logits(model: onnx_ir.Model) -> int:
     def integers(name: str, values: int | list[int]) -> onnx_ir.Value:
         return new_initializer(model, f"{_PICK}_{name}", np.array(values, dtype=np.int64))
 
+    prefix = "decoder_" if "decoder_input_ids" in inputs else ""  # of encoder and decoder together
+    ids, mask = inputs[f"{prefix}input_ids"], inputs[f"{prefix}attention_mask"]
     one, rows, last_axes = integers("one", 1), integers("rows", [1]), integers("axes", [1, 2])
-    length = add("ReduceSum", "_length", inputs["attention_mask"], rows, keepdims=0)
-    total = add("Gather", "_total", add("Shape", "_mask_shape", inputs["attention_mask"]), one)
-    new = add("Gather", "_new", add("Shape", "_ids_shape", inputs["input_ids"]), one)
+    length = add("ReduceSum", "_length", mask, rows, keepdims=0)
+    total = add("Gather", "_total", add("Shape", "_mask_shape", mask), one)
+    new = add("Gather", "_new", add("Shape", "_ids_shape", ids), one)
     past = add("Sub", "_past", total, new)
     # Tokens of a row lie at its start: with a past, the row may have fewer than the mask is wide.
     index = add("Sub", "_index", add("Sub", "_own", length, past), one)

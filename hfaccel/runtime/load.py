@@ -7,17 +7,25 @@ from pathlib import Path
 from hfaccel.artifact.contract import Contract, SessionSettings
 from hfaccel.artifact.manifest import FILE_NAME, read_manifest
 from hfaccel.errors import IntegrityError
+from hfaccel.runtime.answering import answering_model
 from hfaccel.runtime.engines import open_graph, with_installed_engine
 from hfaccel.runtime.generation.decoder import Decoder
+from hfaccel.runtime.generation.encoder_decoder import EncoderDecoder
 from hfaccel.runtime.generation.model import GenerationModel
+from hfaccel.runtime.generation.text_to_text import TextToTextModel
 from hfaccel.runtime.model import Model
+from hfaccel.runtime.session import GraphSession
+from hfaccel.runtime.speech.model import SpeechModel
 from hfaccel.runtime.tokenizer import TextTokenizer
 
+ENCODER_NAME = "encoder.onnx"
+"""Beside the decoder, whose name the manifest gives."""
 
-def load(folder: str | Path) -> Model | GenerationModel:
+
+def load(folder: str | Path) -> Model | GenerationModel | TextToTextModel | SpeechModel:
     """The compiled model of a folder that ``hfaccel compile`` made, in the engine that its manifest names.
 
-    One that generates text has the method ``generate``; all others are called.
+    One that generates text has the method ``generate``, one that reads sound ``transcribe``; all others are called.
 
     Where that engine is not installed onnxruntime runs the same graph, and an ``EngineFallbackWarning`` says so.
 
@@ -39,6 +47,9 @@ def load(folder: str | Path) -> Model | GenerationModel:
         ) from error
     if Path(graph).name != graph:
         raise IntegrityError(f"the graph {graph!r} is not a file of the folder", where=str(manifest_path))
+    if contract.generation is not None and contract.generation.encoder is not None:
+        encoder, decoder = (GraphSession(place / name, settings) for name in (ENCODER_NAME, graph))
+        return answering_model(EncoderDecoder(encoder, decoder, contract.generation), place, contract)
     if contract.generation is not None:
         return GenerationModel(Decoder(place / graph, settings, contract.generation), place, contract)
     tokenizer = TextTokenizer(place / "tokenizer.json", contract.text)

@@ -44,6 +44,7 @@ class GraphSession:
         content: an edited version of the graph that is run instead, with the weights that lie beside ``path``.
 
     Attributes:
+        path: as given.
         input_names: inputs that the graph reads.
         output_names: outputs in graph order.
 
@@ -52,7 +53,7 @@ class GraphSession:
     """
 
     def __init__(self, path: Path, settings: SessionSettings = _DEFAULT_SETTINGS, *, content: bytes | None = None) -> None:
-        self._path = path
+        self.path = path
         check_graph_file(path)
         if settings.inference_precision != "f32":
             raise IntegrityError(
@@ -90,7 +91,7 @@ class GraphSession:
         Raises:
             IntegrityError: the graph reads an input that ``feeds`` does not hold.
         """
-        values = self._session.run(None, read_feeds(self.input_names, feeds, self._path))
+        values = self._session.run(None, read_feeds(self.input_names, feeds, self.path))
         return dict(zip(self.output_names, values, strict=True))
 
 

@@ -68,7 +68,7 @@ class TextTokenizer:
     def __init__(self, folder_or_file: Path, settings: TextSettings, cache_size: int = 4096) -> None:
         self.settings = settings
         path = folder_or_file / "tokenizer.json" if folder_or_file.is_dir() else folder_or_file
-        self._tokenizer = _open(path)
+        self._tokenizer = open_tokenizer(path)
         self._tokenizer.enable_truncation(settings.max_length, direction=settings.truncation_side)
         # Windows need another truncation; setting it on the shared tokenizer would race with encode in other threads.
         self._window_tokenizer: Any = None
@@ -166,6 +166,11 @@ class TextTokenizer:
         return text
 
     @property
+    def library_tokenizer(self) -> Any:
+        """The ``tokenizers.Tokenizer`` itself, for those who decode ids one by one; it truncates what it encodes."""
+        return self._tokenizer
+
+    @property
     def marks_subwords(self) -> bool:
         """Whether pieces inside a word carry a prefix such as ``##``."""
         return bool(getattr(self._tokenizer.model, "continuing_subword_prefix", None))
@@ -185,7 +190,12 @@ class TextTokenizer:
                 self._cache.popitem(last=False)
 
 
-def _open(path: Path) -> Any:
+def open_tokenizer(path: Path) -> Any:
+    """The ``tokenizers.Tokenizer`` of a ``tokenizer.json``, without the padding and truncation that the file may ask for.
+
+    Raises:
+        IntegrityError: the file is missing or not a tokenizer.
+    """
     if not path.is_file():
         raise IntegrityError("the tokenizer file is missing", where=str(path), hint="compile the model again")
     try:
@@ -202,7 +212,6 @@ def _open(path: Path) -> Any:
 
 
 def _encoded(encoding: Any) -> Encoded:
-
     return Encoded(
         ids=_frozen_array(encoding.ids),
         type_ids=_frozen_array(encoding.type_ids),

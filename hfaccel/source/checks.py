@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hfaccel.construct import FAMILIES
 from hfaccel.errors import SourceError
 from hfaccel.source.model import CONFIG_FILE, TOKENIZER_FILES, read_json, read_object
 from hfaccel.source.weights import find_weight_problems
 
 _GENERATIVE_SUFFIXES = ("ForConditionalGeneration", "DoubleHeadsModel", "ForSpeechSeq2Seq")
-_VOCABULARY_FILES = tuple(
+VOCABULARY_FILES = tuple(
     name for name in TOKENIZER_FILES if name.startswith(("tokenizer.json", "vocab.")) or name.endswith(".model")
 )
 _JSON_FILES = (
@@ -45,9 +46,10 @@ def unsupported_architecture(config: Mapping[str, Any]) -> str | None:
     """Why hfaccel cannot compile this architecture yet, or None when nothing in its config speaks against it."""
     names = [str(name) for name in config.get("architectures") or ()]
     name = names[0] if names else str(config.get("model_type"))
-    if config.get("is_encoder_decoder"):
+    constructed = str(config.get("model_type")) in FAMILIES
+    if config.get("is_encoder_decoder") and not constructed:
         return f"encoder-decoder architecture '{name}' is not supported yet"
-    if name.endswith(_GENERATIVE_SUFFIXES):
+    if name.endswith(_GENERATIVE_SUFFIXES) and not constructed:
         return f"generative architecture '{name}' is not supported yet"
     if config.get("quantization_config"):
         method = (
@@ -101,7 +103,7 @@ def _remote_code_problems(folder: Path, config: Mapping[str, Any]) -> list[str]:
 
 
 def _tokenizer_problems(folder: Path, config: Mapping[str, Any]) -> list[str]:
-    if not any((folder / name).is_file() for name in _VOCABULARY_FILES):
+    if not any((folder / name).is_file() for name in VOCABULARY_FILES):
         return ["no tokenizer: neither tokenizer.json nor a vocabulary file (vocab.txt, vocab.json, *.model)"]
     name = "tokenizer.json" if (folder / "tokenizer.json").is_file() else "vocab.txt"
     try:

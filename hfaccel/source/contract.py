@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from hfaccel.artifact.contract import Activation, Contract, ProblemType, TensorSpec
+from hfaccel.artifact.contract import GENERATIVE_TASKS, Activation, Contract, ProblemType, TensorSpec
 from hfaccel.errors import SourceError
+from hfaccel.source.encoder_decoder import cross_outputs, decoder_inputs
 from hfaccel.source.generation import cache_inputs, cache_outputs, generation_settings
 from hfaccel.source.text import text_settings
 
@@ -30,12 +31,20 @@ def build_contract(source: SourceModel, model: Any) -> Contract:
     has_labels = source.task in ("text-classification", "token-classification")
     sentence_files = source.sentence_transformers
     text = text_settings(source)
-    generation = generation_settings(source, config, text) if source.task == "text-generation" else None
+    generation = generation_settings(source, model, text) if source.task in GENERATIVE_TASKS else None
     past, present = (cache_inputs(generation), cache_outputs(generation)) if generation is not None else ((), ())
+    read: tuple[TensorSpec, ...] = ()
+    crossing: tuple[TensorSpec, ...] = ()
+    if generation is not None and generation.encoder is not None:
+        read, crossing = decoder_inputs(generation), cross_outputs(generation)
     return Contract(
         task=source.task,
-        inputs=(*(TensorSpec(name, "int64", shape) for name in model.input_names), *past),
-        outputs=(*(TensorSpec(name, "float32", _output_shape(source, config)) for name in model.output_names), *present),
+        inputs=(*read, *past) if read else (*(TensorSpec(name, "int64", shape) for name in model.input_names), *past),
+        outputs=(
+            *(TensorSpec(name, "float32", _output_shape(source, config)) for name in model.output_names),
+            *present,
+            *crossing,
+        ),
         text=text,
         labels=_labels(source, config) if has_labels else (),
         problem_type=_problem_type(source, config),
@@ -53,7 +62,7 @@ def _output_shape(source: SourceModel, config: Any) -> tuple[int | str, ...]:
         return ("batch", int(config.hidden_size))
     if source.task == "feature-extraction":
         return ("batch", "sequence", int(config.hidden_size))
-    if source.task in ("fill-mask", "text-generation"):
+    if source.task == "fill-mask" or source.task in GENERATIVE_TASKS:
         return ("batch", "sequence", int(config.vocab_size))
     if source.task == "token-classification":
         return ("batch", "sequence", int(config.num_labels))

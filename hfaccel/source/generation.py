@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from hfaccel.artifact.contract import GenerationDefaults, GenerationSettings, TensorSpec, TextSettings
+from hfaccel.artifact.contract import ENCODER_DECODER_TASKS, TensorSpec, TextSettings
+from hfaccel.artifact.generation import GenerationDefaults, GenerationSettings
+from hfaccel.source.encoder_decoder import encoder_decoder_settings
 from hfaccel.source.model import read_object
 
 if TYPE_CHECKING:
@@ -14,15 +16,17 @@ if TYPE_CHECKING:
 GENERATION_FILE = "generation_config.json"
 
 
-def generation_settings(source: SourceModel, config: Any, text: TextSettings) -> GenerationSettings:
-    """The cache of a decoder and how its tokens are chosen.
+def generation_settings(source: SourceModel, model: Any, text: TextSettings) -> GenerationSettings:
+    """The cache of a decoder, how its tokens are chosen, and what comes before it.
 
     Args:
         source: the checkpoint.
-        config: as transformers loaded it; it knows the common names of sizes that config files call differently.
+        model: as transformers loaded it; its config knows the common names of sizes that config files call differently.
         text: of the checkpoint.
     """
-    wishes = read_object(source.folder / GENERATION_FILE)
+    if source.task in ENCODER_DECODER_TASKS:
+        return encoder_decoder_settings(source, model.hf_model, text)
+    config, wishes = model.config, read_object(source.folder / GENERATION_FILE)
     heads = int(config.num_attention_heads)
     return GenerationSettings(
         layers=int(config.num_hidden_layers),

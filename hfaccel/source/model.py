@@ -13,6 +13,8 @@ from hfaccel.artifact.contract import Activation, PoolingMode, Task
 from hfaccel.errors import SourceError
 
 CONFIG_FILE = "config.json"
+PREPROCESSOR_FILE = "preprocessor_config.json"
+"""How sound becomes features."""
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -61,6 +63,7 @@ class SourceModel:
         sha256: over config, tokenizer files, sentence-transformers files and weights.
         trust_remote_code: whether Python code of the checkpoint may run.
         allow_pickle: whether pickled weights may be read.
+        dequantized_from: name of the GGUF file that ``folder`` was made of; None for any other checkpoint.
         sentence_transformers: of the task ``sentence-similarity`` only.
         activation: what makes the score of a pair; of the task ``text-ranking`` only.
     """
@@ -76,6 +79,7 @@ class SourceModel:
     sha256: str
     trust_remote_code: bool = False
     allow_pickle: bool = False
+    dequantized_from: str | None = None
     sentence_transformers: SentenceTransformers | None = None
     activation: Activation | None = None
 

@@ -1,4 +1,4 @@
-"""From what the user typed to a checked :class:`SourceModel`: a local folder, else a repository of the hub."""
+"""From what the user typed to a checked :class:`SourceModel`: a local folder or GGUF file, else a repository of the hub."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from pathlib import Path
 from hfaccel.errors import ExportError, MissingExtraError, SourceError, UsageError
 from hfaccel.source.checks import find_problems, unsupported_architecture
 from hfaccel.source.cross_encoder import read_activation
+from hfaccel.source.gguf import checkpoint_of_gguf, find_gguf
 from hfaccel.source.model import (
     CONFIG_FILE,
+    PREPROCESSOR_FILE,
     SENTENCE_TRANSFORMERS_FILES,
     TOKENIZER_FILES,
     SourceModel,
@@ -35,7 +37,7 @@ def resolve_source(
     """Find a checkpoint, check its files and read what is needed to plan its compilation; no weight is loaded.
 
     Args:
-        model: local folder or hub id.
+        model: local folder, GGUF file or hub id.
         revision: branch, tag or commit of a hub id.
         task: task or synonym; None to infer it.
         trust_remote_code: let Python code of the checkpoint run.
@@ -44,11 +46,17 @@ def resolve_source(
     Raises:
         SourceError: no such checkpoint, or its files are incomplete, corrupt or refused; all problems at once.
         ExportError: the architecture is not supported yet.
+        MissingExtraError: it is a GGUF file, and what reads those is not installed.
         UsageError: the task is unknown, does not fit, or cannot be inferred.
     """
     if task is not None:
         resolve_task_name(task)
-    folder, commit = _locate(model, revision, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
+    path = Path(model).expanduser()
+    gguf = find_gguf(path) if path.exists() and revision is None else None
+    if gguf is not None:
+        folder, commit = checkpoint_of_gguf(gguf, beside=path.is_dir()), None
+    else:
+        folder, commit = _locate(model, revision, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
     problems = find_problems(folder, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
     if len(problems) == 1:
         raise SourceError(problems[0], where=model)
@@ -59,7 +67,9 @@ def resolve_source(
     unsupported = unsupported_architecture(config)
     if unsupported is not None:
         raise ExportError(
-            unsupported, where=model, hint="hfaccel compiles encoders (BERT and its like) and decoders (Llama and its like)"
+            unsupported,
+            where=model,
+            hint="hfaccel compiles encoders (BERT and its like), decoders (Llama and its like), T5, BART, Marian and Whisper",
         )
     resolved_task = infer_task(config, folder, task)
     weight_files = find_weight_files(folder, allow_pickle=allow_pickle)
@@ -70,6 +80,7 @@ def resolve_source(
     hashed = (
         CONFIG_FILE,
         "generation_config.json",
+        PREPROCESSOR_FILE,
         *TOKENIZER_FILES,
         *SENTENCE_TRANSFORMERS_FILES,
         *settings_files,
@@ -87,6 +98,7 @@ def resolve_source(
         sha256=hash_files(folder, hashed),
         trust_remote_code=trust_remote_code,
         allow_pickle=allow_pickle,
+        dequantized_from=None if gguf is None else gguf.name,
         sentence_transformers=read_sentence_transformers(folder) if resolved_task == "sentence-similarity" else None,
         activation=read_activation(config, folder) if resolved_task == "text-ranking" else None,
     )
@@ -100,7 +112,7 @@ def _locate(model: str, revision: str | None, *, trust_remote_code: bool, allow_
             raise UsageError("a local folder has no revisions", where="--revision", hint="leave it out, or give a hub id")
         return path.resolve(), None
     if path.is_file():
-        raise SourceError("is a file, not a checkpoint folder", where=model, hint="give the folder with config.json")
+        raise SourceError("is a file, not a checkpoint folder", where=model, hint="give the folder with config.json, or a GGUF file")
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model) or model.startswith((".", "/")):
         raise SourceError("is neither a folder nor a hub id", where=model, hint="check the path")
     folder = _download(model, revision, _HUB_PATTERNS + (("*.py",) if trust_remote_code else ()))

@@ -12,6 +12,7 @@ from hfaccel.errors import SourceError, UsageError
 from hfaccel.source.model import read_json
 
 _SYNONYMS: dict[str, Task] = {
+    "asr": "automatic-speech-recognition",
     "causal-lm": "text-generation",
     "chat": "text-generation",
     "cross-encoder": "text-ranking",
@@ -25,8 +26,15 @@ _SYNONYMS: dict[str, Task] = {
     "sentence-embedding": "sentence-similarity",
     "sentence-embeddings": "sentence-similarity",
     "sentiment-analysis": "text-classification",
+    "seq2seq-lm": "text2text-generation",
     "sequence-classification": "text-classification",
+    "speech-recognition": "automatic-speech-recognition",
+    "speech-to-text": "automatic-speech-recognition",
+    "summarization": "text2text-generation",
+    "text-to-text": "text2text-generation",
     "text-generation-with-past": "text-generation",
+    "transcription": "automatic-speech-recognition",
+    "translation": "text2text-generation",
 }
 _HEADS: dict[str, Task] = {
     "ForSequenceClassification": "text-classification",
@@ -37,6 +45,7 @@ _HEADS: dict[str, Task] = {
     "ForCausalLM": "text-generation",
     "LMHeadModel": "text-generation",
 }
+_ENCODER_DECODER_HEADS = ("ForConditionalGeneration", "MTModel")
 _HEADLESS_TASKS = ("feature-extraction", "sentence-similarity")
 
 
@@ -113,6 +122,8 @@ def _architecture(config: Mapping[str, Any]) -> str:
 def _head_task(config: Mapping[str, Any]) -> Task | None:
     """The task of the head named by ``architectures``; None when it names none that we know."""
     name = _architecture(config)
+    if config.get("is_encoder_decoder", True) and name.endswith(_ENCODER_DECODER_HEADS):
+        return "automatic-speech-recognition" if "num_mel_bins" in config else "text2text-generation"
     for suffix, task in _HEADS.items():
         if name.endswith(suffix):
             return task

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from hfaccel.artifact.contract import ENCODER_DECODER_TASKS
 from hfaccel.errors import ExportError, SourceError
 from hfaccel.source.text import tokenizer_inputs
 
@@ -28,6 +29,8 @@ _AUTO_CLASSES: dict[Task, str] = {
     "feature-extraction": "AutoModel",
     "sentence-similarity": "AutoModel",
     "text-generation": "AutoModelForCausalLM",
+    "text2text-generation": "AutoModelForSeq2SeqLM",
+    "automatic-speech-recognition": "AutoModelForSpeechSeq2Seq",
 }
 _HEADLESS_TASKS = ("feature-extraction", "sentence-similarity")
 
@@ -95,11 +98,11 @@ class TorchRunner:
         self.input_names: tuple[str, ...] = tuple(str(name) for name in model.input_names)  # type: ignore[union-attr]
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Outputs by name for integer feeds of shape (batch, sequence); feeds that the model does not read are ignored."""
+        """Outputs by name for int64 feeds (batch, sequence) or float32 features; feeds that the model does not read are ignored."""
         import torch
 
         with torch.inference_mode():
-            inputs = {name: torch.from_numpy(np.ascontiguousarray(feeds[name], dtype=np.int64)) for name in self.input_names}
+            inputs = {name: torch.from_numpy(np.ascontiguousarray(feeds[name])) for name in self.input_names}
             outputs = self._model(**inputs)
         return {name: value.numpy() for name, value in outputs.items()}
 
@@ -149,7 +152,7 @@ def _no_such_attention(source: SourceModel, attention: str) -> SourceError:
 def _load_weights(source: SourceModel, auto_class: Any, config: Any, attention: str | None, options: Mapping[str, Any]) -> Any:
     import torch
 
-    with _quiet_transformers():
+    with quiet_transformers():
         try:
             hf_model, report = auto_class.from_pretrained(
                 source.folder,
@@ -205,6 +208,9 @@ def _is_harmless(key: str, source: SourceModel) -> bool:
 
 def _input_names(source: SourceModel, hf_model: Any) -> tuple[str, ...]:
     names: tuple[str, ...] = ("input_ids", "attention_mask")
+    if source.task in ENCODER_DECODER_TASKS:
+        source_names = names if source.task == "text2text-generation" else ("input_features",)
+        return (*source_names, "decoder_input_ids")
     if "token_type_ids" not in inspect.signature(hf_model.forward).parameters:
         return names
     type_count = getattr(hf_model.config, "type_vocab_size", None)
@@ -215,7 +221,7 @@ def _input_names(source: SourceModel, hf_model: Any) -> tuple[str, ...]:
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """Keep the progress bar and the load report of transformers off the user's terminal; our own errors say what matters."""
     from transformers.utils import logging
 

@@ -41,20 +41,33 @@ class TaskModel(torch.nn.Module):
         self.normalize = normalize
 
     def forward(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor | None = None
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        input_features: torch.Tensor | None = None,
+        decoder_input_ids: torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor]:
         """Outputs by name.
 
         Args:
             input_ids: int64 (batch, sequence).
             attention_mask: int64 (batch, sequence), 1 for tokens and 0 for padding.
-            token_type_ids: int64 (batch, sequence); read only when in ``input_names``.
+            token_type_ids: int64 (batch, sequence); read only when in ``input_names``, as all others.
+            input_features: float32 (batch, mel bins, frames), of sound.
+            decoder_input_ids: int64 (batch, decoder sequence), of encoder-decoders.
         """
-        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
-        if token_type_ids is not None and "token_type_ids" in self.input_names:
-            inputs["token_type_ids"] = token_type_ids
-        outputs = self.hf_model(**inputs, return_dict=True)
+        given = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "token_type_ids": token_type_ids,
+            "input_features": input_features,
+            "decoder_input_ids": decoder_input_ids,
+        }
+        read = {name: value for name, value in given.items() if value is not None and name in self.input_names}
+        outputs = self.hf_model(**read, return_dict=True)
         if self.pooling is not None:
+            assert attention_mask is not None  # encoders read it
             embedding = pool(outputs.last_hidden_state, attention_mask, self.pooling)
             if self.normalize:
                 embedding = torch.nn.functional.normalize(embedding, p=2.0, dim=1)

@@ -3,45 +3,50 @@
 from __future__ import annotations
 
 import gc
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from hfaccel.artifact.artifact import Artifact, record_files
 from hfaccel.errors import GateError
 from hfaccel.evaluate.cached_decoding import open_with_all_logits
 from hfaccel.evaluate.sample import multilingual_sample
-from hfaccel.rewrites.graphs import GRAPH_NAME, copy_graph
-from hfaccel.runtime.engines import open_graph
-from hfaccel.runtime.generation.decoder import Decoder
-from hfaccel.runtime.generation.model import GenerationModel
-from hfaccel.runtime.model import Model
 from hfaccel.runtime.tokenizer import TextTokenizer
 from hfaccel.source.torch_model import TorchRunner, load_torch_model
 from hfaccel.stages.base import StageContext, StageName, StageResult
 from hfaccel.stages.candidates import FLOAT_PARENT, Candidate, load_candidates, save_candidates
 from hfaccel.stages.choice import choose, rank
-from hfaccel.stages.examine import Examiner
+from hfaccel.stages.examine import Examiner, Finding
+from hfaccel.stages.examine_answers import AnswersExaminer
 from hfaccel.stages.examine_language import LanguageExaminer
 from hfaccel.stages.fallback import search_fallbacks
 from hfaccel.stages.finals import race_finalists
 from hfaccel.stages.parents import FALLBACK_FOLDER, graph_path
 from hfaccel.stages.precision_map import precision_map
+from hfaccel.stages.shipping import write_shipped, written_by
 
 if TYPE_CHECKING:
-    from hfaccel.artifact.contract import Contract
     from hfaccel.evaluate.dataset import Dataset
     from hfaccel.recipe.schema import Recipe
     from hfaccel.runtime.session import Runner
 
 NAME: StageName = "accuracy"
-REVISION = 8
-LIBRARIES = ("torch", "transformers", "onnxruntime", "openvino", "tokenizers", "numpy", "scipy", "scikit-learn", "seqeval")
-GOLDEN_TEXTS = 4
+REVISION = 9
+LIBRARIES = (
+    "torch",
+    "transformers",
+    "onnxruntime",
+    "openvino",
+    "tokenizers",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "seqeval",
+    "jiwer",
+    "sacrebleu",
+    "rouge-score",
+)
 LIMIT_REASONS = ("size-over-limit", "p95-over-limit")
 
 
@@ -77,10 +82,10 @@ def run(artifact: Artifact | None, ctx: StageContext) -> StageResult:
     tokenizer = TextTokenizer(ctx.artifacts["export"].folder, artifact.contract.text)
     ctx.progress.step(f"running the source over {len(dataset.examples)} examples")
     source = TorchRunner(load_torch_model(ctx.source, attention=ctx.recipe.export.attention))
-    examiner = _examiner(source, dataset, tokenizer, artifact.contract, ctx)
+    candidates = load_candidates(artifact.folder)
+    examiner = _examiner(source, dataset, tokenizer, artifact, candidates, ctx)
     del source
     judged: list[Candidate] = []
-    candidates = load_candidates(artifact.folder)
     for number, candidate in enumerate(candidates):
         ctx.progress.advance(number, len(candidates))
         judged.append(_judge(candidate, artifact, examiner, ctx) if candidate.reason is None else candidate)
@@ -91,9 +96,11 @@ def run(artifact: Artifact | None, ctx: StageContext) -> StageResult:
     judged = race_finalists(judged, artifact, ctx)
     chosen = _shippable(choose(judged, ctx.recipe.measure.objective), judged, ctx)
     chosen = replace(chosen, matmuls=precision_map(chosen, ctx))
-    _write(chosen, rank(judged, chosen, ctx.recipe.measure.objective), artifact, tokenizer, ctx)
-    made = Artifact(ctx.workdir, GRAPH_NAME, chosen.precision, artifact.contract, record_files(ctx.workdir))
-    labelled = dataset.labelled or artifact.contract.generation is not None  # a text's next token is its label
+    graph = write_shipped(graph_path(chosen, artifact, ctx), chosen, artifact.contract, tokenizer, ctx)
+    shutil.rmtree(ctx.workdir / FALLBACK_FOLDER, ignore_errors=True)
+    save_candidates(rank(judged, chosen, ctx.recipe.measure.objective), ctx.workdir)
+    made = Artifact(ctx.workdir, graph, chosen.precision, artifact.contract, record_files(ctx.workdir))
+    labelled = dataset.labelled or artifact.contract.task == "text-generation"  # a text's next token is its label
     metrics = {
         "chosen": chosen.name,
         "verdict": chosen.verdict,
@@ -104,16 +111,33 @@ def run(artifact: Artifact | None, ctx: StageContext) -> StageResult:
 
 
 def _examiner(
-    source: Runner, dataset: Dataset, tokenizer: TextTokenizer, contract: Contract, ctx: StageContext
-) -> Examiner | LanguageExaminer:
+    source: Runner,
+    dataset: Dataset,
+    tokenizer: TextTokenizer,
+    artifact: Artifact,
+    candidates: Sequence[Candidate],
+    ctx: StageContext,
+) -> Examiner | LanguageExaminer | AnswersExaminer:
+    contract, folder = artifact.contract, ctx.artifacts["export"].folder
     if contract.generation is None:
         return Examiner(source, dataset, tokenizer, contract, ctx)
-    return LanguageExaminer(source, dataset, ctx.artifacts["export"].folder / "tokenizer.json", contract.generation, ctx)
+    if contract.generation.encoder is None:
+        return LanguageExaminer(source, dataset, folder / "tokenizer.json", contract.generation, ctx)
+    # Parity has proved the float graph to be the source, and it answers several times as fast.
+    floating = next(candidate for candidate in candidates if candidate.name == FLOAT_PARENT)
+    answers = written_by(floating, artifact, ctx)
+    return AnswersExaminer(source, dataset, folder, contract, ctx, source_answers=answers)
 
 
-def _judge(candidate: Candidate, artifact: Artifact, examiner: Examiner | LanguageExaminer, ctx: StageContext) -> Candidate:
+def _judge(
+    candidate: Candidate, artifact: Artifact, examiner: Examiner | LanguageExaminer | AnswersExaminer, ctx: StageContext
+) -> Candidate:
     ctx.progress.step(f"judging: {candidate.name}")
-    finding = examiner.examine(open_with_all_logits(artifact.folder / candidate.graph, artifact.contract, candidate.session))
+    runner = open_with_all_logits(artifact.folder / candidate.graph, artifact.contract, candidate.session)
+    if isinstance(examiner, AnswersExaminer):
+        finding: Finding = examiner.examine(runner, answers=written_by(candidate, artifact, ctx))
+    else:
+        finding = examiner.examine(runner)
     judged = replace(candidate, verdict=finding.to_json())
     if candidate.name == FLOAT_PARENT and finding.reason != "not-finite":
         return judged  # parity proved it stage by stage; on a handful of examples no bound could
@@ -150,29 +174,3 @@ def _nothing_ships(judged: Sequence[Candidate]) -> GateError:
         where="accuracy",
         hint="more examples in --data make the bound tighter; or raise the budget with --max-loss",
     )
-
-
-def _raw_outputs(
-    texts: Sequence[str], chosen: Candidate, contract: Contract, tokenizer: TextTokenizer, ctx: StageContext
-) -> list[dict[str, np.ndarray]]:
-    """As ``raw_outputs`` of the loaded folder gives them."""
-    if contract.generation is not None:
-        decoder = Decoder(ctx.workdir / GRAPH_NAME, chosen.session, contract.generation)
-        return GenerationModel(decoder, ctx.artifacts["export"].folder, contract).raw_outputs(texts)
-    return Model(open_graph(ctx.workdir / GRAPH_NAME, chosen.session), tokenizer, contract).raw_outputs(texts)
-
-
-def _write(
-    chosen: Candidate, judged: Sequence[Candidate], artifact: Artifact, tokenizer: TextTokenizer, ctx: StageContext
-) -> None:
-    copy_graph(graph_path(chosen, artifact, ctx), ctx.workdir)
-    shutil.rmtree(ctx.workdir / FALLBACK_FOLDER, ignore_errors=True)
-    save_candidates(judged, ctx.workdir)
-    texts = [str(text) for text in multilingual_sample().texts()[:GOLDEN_TEXTS]]
-    outputs = _raw_outputs(texts, chosen, artifact.contract, tokenizer, ctx)
-    golden = ctx.workdir / "golden"
-    golden.mkdir()
-    (golden / "inputs.json").write_text(json.dumps(texts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    arrays = {f"{index}/{name}": array for index, item in enumerate(outputs) for name, array in item.items()}
-    with (golden / "outputs.npz").open("wb") as stream:
-        np.savez(stream, **arrays)  # type: ignore[arg-type]  # the stub takes the keyword allow_pickle for one of ours

@@ -12,7 +12,7 @@ from hfaccel.runtime.batching import pad, plan_batches
 from hfaccel.runtime.tokenizer import TextTokenizer
 
 if TYPE_CHECKING:
-    from hfaccel.artifact.contract import GenerationSettings
+    from hfaccel.artifact.generation import GenerationSettings
     from hfaccel.evaluate.dataset import Dataset
     from hfaccel.quant.calibration import Feeds
     from hfaccel.stages.base import StageContext
@@ -36,6 +36,8 @@ def _batches(texts: Sequence[Any], ctx: StageContext) -> list[Feeds]:
     if not texts:
         return []
     contract = ctx.artifacts["export"].contract
+    if contract.generation is not None and contract.generation.encoder is not None:
+        return []  # no rung of an encoder-decoder measures activations yet
     tokenizer = TextTokenizer(ctx.artifacts["export"].folder, contract.text)
     encoded = tokenizer.encode(texts)
     order = plan_batches([len(item.ids) for item in encoded], max_batch=CALIBRATION_BATCH, max_tokens=CALIBRATION_TOKENS)

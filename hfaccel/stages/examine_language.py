@@ -28,7 +28,7 @@ from hfaccel.stages.examine import Finding
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from hfaccel.artifact.contract import GenerationSettings
+    from hfaccel.artifact.generation import GenerationSettings
     from hfaccel.evaluate.dataset import Dataset
     from hfaccel.stages.base import StageContext
 

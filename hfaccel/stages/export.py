@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from hfaccel.recipe.schema import ExporterName, Recipe
 
 NAME: StageName = "export"
-REVISION = 5
+REVISION = 6
 LIBRARIES = ("torch", "transformers", "mobius-onnx", "onnx", "onnx-ir", "onnxscript", "tokenizers")
 PARITY_FILE = "parity.npz"
 PARAMETERS_FILE = "parameters.json"
@@ -56,10 +56,7 @@ def run(artifact: Artifact | None, ctx: StageContext) -> StageResult:
     contract = build_contract(ctx.source, module)
     write_tokenizer(ctx.source, ctx.workdir)
     check_tokenizer(ctx.source, ctx.workdir)
-    inputs = parity.make_inputs(
-        ctx.recipe.parity.shapes, contract.text, vocabulary_size=ctx.source.vocabulary_size, seed=ctx.recipe.seed
-    )
-    cases = parity.record(TorchRunner(module), inputs)
+    cases = parity.record(TorchRunner(module), _parity_inputs(contract, ctx))
     parity.save_cases(cases, ctx.workdir / PARITY_FILE)
     digests = {}
     if contract.generation is None:  # constructed decoders keep the names of their parameters
@@ -79,6 +76,13 @@ def run(artifact: Artifact | None, ctx: StageContext) -> StageResult:
         made = Artifact(ctx.workdir, GRAPH_NAME, "fp32", exported, record_files(ctx.workdir))
         return StageResult(made, True, {"exporter": name, "parity": vars(result), "weight_bytes": ctx.source.weight_bytes})
     raise failures[-1]
+
+
+def _parity_inputs(contract: Contract, ctx: StageContext) -> Mapping[str, parity.Arrays]:
+    shapes, size, seed = ctx.recipe.parity.shapes, ctx.source.vocabulary_size, ctx.recipe.seed
+    if contract.generation is not None and contract.generation.encoder is not None:
+        return parity.make_answer_inputs(shapes, contract, vocabulary_size=size, seed=seed)
+    return parity.make_inputs(shapes, contract.text, vocabulary_size=size, seed=seed)
 
 
 def check_parity(result: parity.ParityResult, ctx: StageContext, *, stage: str) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from hfaccel.construct import construct_encoder_decoder
 from hfaccel.errors import ExportError
 from hfaccel.stages.mobius_corrections import correct_decoder
 
@@ -86,7 +87,7 @@ def construct_with_mobius(job: ExportJob) -> onnx_ir.Model:
     """
     import mobius
 
-    if job.contract.generation is None:
+    if job.contract.generation is None or job.contract.generation.encoder is not None:
         raise ExportError("mobius constructs decoders only", where=f"task {job.contract.task}")
     with contextlib.redirect_stderr(io.StringIO()):  # its progress bars
         package = mobius.build(
@@ -102,16 +103,27 @@ def construct_with_mobius(job: ExportJob) -> onnx_ir.Model:
     return model
 
 
+def construct(job: ExportJob) -> onnx_ir.Model:
+    """An encoder-decoder's graph built from the parameters of its torch module: see :mod:`hfaccel.construct`."""
+    if job.contract.generation is None or job.contract.generation.encoder is None:
+        raise ExportError("only encoder-decoders are constructed", where=f"task {job.contract.task}")
+    model = construct_encoder_decoder(job.module.hf_model)
+    order = [spec.name for spec in job.contract.outputs]
+    model.graph.outputs[:] = sorted(model.graph.outputs, key=lambda value: order.index(str(value.name)))
+    return model
+
+
 EXPORTERS: Mapping[ExporterName, Exporter] = {
     "transformers": export_with_transformers,
     "torch": export_with_torch,
     "mobius": construct_with_mobius,
+    "constructed": construct,
 }
 
 
 def _samples_of_encoder(job: ExportJob) -> Inputs:
     if job.contract.generation is not None:
-        raise ExportError("decoders are not traced yet", where=f"model_type {job.source.model_type}")
+        raise ExportError("what generates text is not traced yet", where=f"model_type {job.source.model_type}")
     return job.samples()
 
 

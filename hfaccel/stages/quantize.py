@@ -13,6 +13,8 @@ import numpy as np
 from hfaccel.artifact.artifact import Artifact, record_files
 from hfaccel.artifact.contract import SessionSettings
 from hfaccel.errors import HfaccelError
+from hfaccel.evaluate.cached_decoding import open_encoder_decoder
+from hfaccel.evaluate.parity import make_answer_inputs
 from hfaccel.measure.workload import Point, make_feeds
 from hfaccel.quant.build import BuiltCandidate, CalibrationData, build_candidate, gather_statistics
 from hfaccel.quant.calibration import STATISTICS_FOLDER, save_statistics
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
     from hfaccel.recipe.targets import TargetProfile
 
 NAME: StageName = "quantize"
-REVISION = 8
+REVISION = 9
 LIBRARIES = ("onnx", "onnx-ir", "onnxruntime", "openvino", "tokenizers", "numpy")
 
 GRAPHS = "graphs"
@@ -229,6 +231,12 @@ def _dropped(candidate: Candidate, reason: Reason, detail: str, ctx: StageContex
 
 def _is_finite(graph: Path, session: SessionSettings, ctx: StageContext) -> bool:
     contract = ctx.artifacts["export"].contract
+    if contract.generation is not None and contract.generation.encoder is not None:
+        size = ctx.source.vocabulary_size
+        feeds = make_answer_inputs(("1x3",), contract, vocabulary_size=size, seed=ctx.recipe.seed)["1x3"]
+        model = open_encoder_decoder(graph, session, contract.generation)
+        logits = model.prefill(model.encode(feeds), feeds["decoder_input_ids"].tolist()).logits
+        return bool(np.isfinite(logits).all())
     if contract.generation is not None:
         logits = Decoder(graph, session, contract.generation).prefill([[contract.text.pad_token_id, 0, 1]]).logits
         return bool(np.isfinite(logits).all())

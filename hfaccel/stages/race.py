@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hfaccel.artifact.contract import SessionSettings
-from hfaccel.measure.decoding import decoding_calls, parse_requests
+from hfaccel.evaluate.cached_decoding import open_encoder_decoder
+from hfaccel.measure.decoding import answering_calls, decoding_calls, parse_requests
 from hfaccel.measure.host import physical_cores
 from hfaccel.measure.timing import MIN_ROUNDS, PATIENCE, SETTLE_S, Timing, compare, interleaved
 from hfaccel.measure.workload import fit_workload, make_feeds, parse_workload
@@ -162,6 +163,10 @@ def _calls(entrants: Mapping[str, Entrant], ctx: StageContext) -> Iterator[tuple
         name: replace(entrant.session, intra_op_num_threads=physical_cores(), spin_after_run=False)
         for name, entrant in entrants.items()
     }
+    if contract.generation is not None and contract.generation.encoder is not None:
+        answering = {name: open_encoder_decoder(entrants[name].graph, settings[name], contract.generation) for name in entrants}
+        yield from answering_calls(answering, parse_requests(workload), seed=seed)
+        return
     if contract.generation is not None:
         decoders = {name: Decoder(entrants[name].graph, settings[name], contract.generation) for name in entrants}
         yield from decoding_calls(decoders, parse_requests(workload), seed=seed)

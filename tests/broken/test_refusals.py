@@ -54,7 +54,7 @@ def check(process: subprocess.CompletedProcess[str], code: int, *texts: str) -> 
         ("remote-code", 4, "--trust-remote-code"),
         ("no-tokenizer", 4, "tokenizer"),
         ("wrong-tokenizer", 4, "tokenizer"),
-        ("encoder-decoder", 5, "T5ForConditionalGeneration"),
+        ("encoder-decoder", 5, "LongT5ForConditionalGeneration"),
     ],
 )
 def test_bad_checkpoints(name: str, code: int, text: str, tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def test_bad_checkpoints(name: str, code: int, text: str, tmp_path: Path) -> Non
     elif name == "wrong-tokenizer":
         write_checkpoint(folder, config={**CONFIG, "vocab_size": 1})
     elif name == "encoder-decoder":
-        changes = {"model_type": "t5", "architectures": ["T5ForConditionalGeneration"], "is_encoder_decoder": True}
+        changes = {"model_type": "longt5", "architectures": ["LongT5ForConditionalGeneration"], "is_encoder_decoder": True}
         write_checkpoint(folder, config={**CONFIG, **changes})
     check(run("compile", folder, "-o", tmp_path / "out", tmp_path=tmp_path), code, text)
     assert not (tmp_path / "out").exists()

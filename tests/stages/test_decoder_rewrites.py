@@ -13,7 +13,8 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hfaccel.artifact.contract import GenerationSettings, TextSettings
+from hfaccel.artifact.contract import TextSettings
+from hfaccel.artifact.generation import GenerationSettings
 from hfaccel.evaluate import parity
 from hfaccel.evaluate.cached_decoding import CachedDecoding, empty_past
 from hfaccel.rewrites.drop_unused import drop_unused

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from hfaccel.artifact.contract import GenerationSettings
+from hfaccel.artifact.generation import GenerationSettings
 
 _BLOCK_TOKENS = 64
 """Capacities are multiples of this, so that a chat that grows a little finds room in the buffers that it has."""
@@ -61,9 +61,34 @@ class KeyValueCache:
             for place, row in enumerate(rows):
                 if place != row:
                     buffer[place, :, :tokens] = buffer[row, :, :tokens]
-        self._buffers = [buffer[: len(rows)] for buffer in self._buffers]
-        self._values = [_shared(buffer) for buffer in self._buffers]
+        self._shrink(len(rows))
         self.batch = len(rows)
+
+    def reorder(self, rows: list[int], tokens: int) -> bool:
+        """Put rows in another order; one may come more than once, or not at all.
+
+        Args:
+            rows: for each new row the index of the old one.
+            tokens: how many of a row are in use at most; only these are copied.
+
+        Returns:
+            Whether the cache must be bound again, because the number of rows is another one.
+        """
+        moved = [place for place, row in enumerate(rows) if place != row]
+        sources = [rows[place] for place in moved]
+        if len(rows) > self.batch:
+            grown = KeyValueCache(len(rows), self.capacity, self._settings)
+            for source, target in zip(self._buffers, grown._buffers, strict=True):
+                target[:, :, :tokens] = source[rows, :, :tokens]
+            self._buffers, self._values = grown._buffers, grown._values
+        else:
+            for buffer in self._buffers:
+                buffer[moved, :, :tokens] = buffer[sources, :, :tokens]
+        if len(rows) < self.batch:
+            self._shrink(len(rows))
+        changed = len(rows) != self.batch
+        self.batch = len(rows)
+        return changed
 
     def larger(self, tokens: int, filled: int) -> KeyValueCache:
         """A copy with room for more.
@@ -76,6 +101,10 @@ class KeyValueCache:
         for source, target in zip(self._buffers, copy._buffers, strict=True):
             target[:, :, :filled] = source[:, :, :filled]
         return copy
+
+    def _shrink(self, rows: int) -> None:
+        self._buffers = [buffer[:rows] for buffer in self._buffers]
+        self._values = [_shared(buffer) for buffer in self._buffers]
 
 
 def _shared(buffer: np.ndarray) -> Any:

@@ -8,16 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tokenizers import Tokenizer
 
-from hfaccel.artifact.contract import Contract, GenerationSettings
-from hfaccel.errors import DataError, IntegrityError, UsageError
+from hfaccel.artifact.contract import Contract
+from hfaccel.artifact.generation import GenerationSettings
+from hfaccel.errors import DataError, UsageError
 from hfaccel.runtime.batching import plan_batches
+from hfaccel.runtime.generation.answer import Answer
 from hfaccel.runtime.generation.chat import ChatTemplate, Conversation
 from hfaccel.runtime.generation.decoder import Decoder
 from hfaccel.runtime.generation.detokenizer import AnswerText
 from hfaccel.runtime.generation.loop import generate_tokens
-from hfaccel.runtime.generation.sampling import SamplingSettings, make_generators
+from hfaccel.runtime.generation.sampling import SamplingSettings, advised_settings, make_generators
+from hfaccel.runtime.tokenizer import open_tokenizer
 
 Prompt = str | Conversation
 """A text, or a conversation: dicts with ``role`` and ``content``."""
@@ -54,7 +56,7 @@ class GenerationModel:
                 hint="compile it with --task text-generation",
             )
         self.decoder = decoder
-        self.tokenizer = _open_tokenizer(tokenizer_folder / "tokenizer.json")
+        self.tokenizer = open_tokenizer(tokenizer_folder / "tokenizer.json")
         self.chat_template = ChatTemplate.from_folder(tokenizer_folder)
         self.contract = contract
         self._generation: GenerationSettings = contract.generation
@@ -103,13 +105,17 @@ class GenerationModel:
                 a model without chat template.
             DataError: a prompt is empty, longer than the model reads, or neither text nor messages.
         """
-        settings = self._settings(
-            {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p},
-            do_sample=do_sample,
-            repetition_penalty=repetition_penalty,
+        settings = advised_settings(
+            self._generation.defaults,
             max_new_tokens=max_new_tokens,
+            do_sample=do_sample,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
             seed=seed,
-            stop=(stop,) if isinstance(stop, str) else tuple(stop),
+            stop=stop,
         )
         single = _is_single(prompt)
         prompts: list[Any] = [prompt] if single else list(prompt)
@@ -159,16 +165,6 @@ class GenerationModel:
         """``logits`` [vocabulary] of the token that follows each text, as golden files hold them."""
         return [{"logits": self.decoder.prefill([self.encode(text)]).logits[0]} for text in texts]
 
-    def _settings(
-        self, draw: Mapping[str, float | None], *, do_sample: bool | None, repetition_penalty: float | None, **others: Any
-    ) -> SamplingSettings:
-        defaults = self._generation.defaults
-        given = {name: value for name, value in draw.items() if value is not None}
-        values = {name: given.get(name, getattr(defaults, name)) for name in draw}
-        sample = do_sample if do_sample is not None else bool(given) or defaults.do_sample
-        penalty = defaults.repetition_penalty if repetition_penalty is None else repetition_penalty
-        return SamplingSettings(do_sample=sample, repetition_penalty=penalty, **values, **others)
-
     def _check_lengths(self, rows: Sequence[Sequence[int]]) -> None:
         limit = self._generation.context_length
         for index, row in enumerate(rows):
@@ -183,7 +179,7 @@ class GenerationModel:
 
     def _answers(
         self, rows: Sequence[Sequence[int]], settings: SamplingSettings, *, with_text: bool, max_batch: int
-    ) -> list[_Answer]:
+    ) -> list[Answer]:
         answers = [self._answer(row, settings, with_text=with_text) for row in rows]
         generators = make_generators(settings.seed, len(rows))
         for batch in plan_batches([len(row) for row in rows], max_batch, _MAX_PADDING):
@@ -206,48 +202,14 @@ class GenerationModel:
         rows: Sequence[Sequence[int]],
         settings: SamplingSettings,
         generators: Sequence[np.random.Generator],
-        answers: Sequence[_Answer],
+        answers: Sequence[Answer],
     ) -> Generator[None]:
         return generate_tokens(self.decoder, rows, settings, generators, lambda row, token: answers[row].add(token))
 
-    def _answer(self, row: Sequence[int], settings: SamplingSettings, *, with_text: bool) -> _Answer:
+    def _answer(self, row: Sequence[int], settings: SamplingSettings, *, with_text: bool) -> Answer:
         room = min(settings.max_new_tokens, self._generation.context_length - len(row))
         text = AnswerText(self.tokenizer, settings.stop) if with_text else None
-        return _Answer(room, frozenset(self._generation.end_token_ids), text)
-
-
-class _Answer:
-    """One answer as it grows."""
-
-    def __init__(self, room: int, end_token_ids: frozenset[int], text: AnswerText | None) -> None:
-        self.ids: list[int] = []
-        self._room = room
-        self._end_token_ids = end_token_ids
-        self._text = text
-        self._pieces: list[str] = []
-
-    def add(self, token: int) -> bool:
-        """Take a new token; whether the answer has ended with it."""
-        self.ids.append(token)
-        if token in self._end_token_ids:
-            return True
-        if self._text is not None:
-            self._pieces.append(self._text.push(token))
-            if self._text.stopped:
-                return True
-        return len(self.ids) >= self._room
-
-    def take(self) -> str:
-        """The text since the last call, as far as it is certain."""
-        piece = "".join(self._pieces)
-        self._pieces.clear()
-        return piece
-
-    def text(self) -> str:
-        """The text since the last call, once the answer has ended."""
-        if self._text is not None:
-            self._pieces.append(self._text.finish())
-        return self.take()
+        return Answer(room, frozenset(self._generation.end_token_ids), text)
 
 
 def _is_single(prompt: Prompt | Sequence[Prompt]) -> bool:
@@ -257,19 +219,3 @@ def _is_single(prompt: Prompt | Sequence[Prompt]) -> bool:
     if not isinstance(prompt, Sequence):
         raise DataError(f"a prompt is a text or a list of messages, not {type(prompt).__name__}", hint="give a text")
     return len(prompt) > 0 and isinstance(prompt[0], Mapping)
-
-
-def _open_tokenizer(path: Path) -> Any:
-    if not path.is_file():
-        raise IntegrityError("the tokenizer file is missing", where=str(path), hint="compile the model again")
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the Rust library raises bare Exception
-        raise IntegrityError(
-            f"the tokenizer file cannot be read: {error}",
-            where=str(path),
-            hint="it must be the tokenizer.json of a fast tokenizer; compile the model again",
-        ) from error
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    return tokenizer

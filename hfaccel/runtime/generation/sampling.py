@@ -5,29 +5,15 @@ Logits are float32 [batch, vocabulary]. A token that a filter leaves out gets mi
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from hfaccel.errors import UsageError
+from hfaccel.artifact.generation import GenerationDefaults
+from hfaccel.runtime.generation.option_checks import ABOVE_ZERO, Range, check, check_count, check_number
 
 _NEVER = np.float32(-np.inf)
-
-
-@dataclass(frozen=True)
-class _Range:
-    words: str
-    low: float
-    high: float
-    low_counts: bool = True
-
-    def holds(self, value: float) -> bool:
-        return self.low < value <= self.high or (self.low_counts and value == self.low)
-
-
-_ABOVE_ZERO = _Range("above 0", 0, sys.float_info.max, low_counts=False)
 
 
 @dataclass(frozen=True)
@@ -61,18 +47,62 @@ class SamplingSettings:
     stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        _check_count("max_new_tokens", self.max_new_tokens, 1, "give how many tokens the answer may have at most")
-        _check_count("top_k", self.top_k, 0, "give how many of the likeliest tokens stay, or 0 for all")
+        check_count("max_new_tokens", self.max_new_tokens, 1, "give how many tokens the answer may have at most")
+        check_count("top_k", self.top_k, 0, "give how many of the likeliest tokens stay, or 0 for all")
         if self.seed is not None:
-            _check_count("seed", self.seed, 0, "give a whole number, or None for another draw each time")
-        _check_number("temperature", self.temperature, _ABOVE_ZERO, "do_sample=False takes the likeliest token")
-        _check_number("top_p", self.top_p, _Range("above 0 and at most 1", 0, 1, low_counts=False), "1 keeps every token")
-        _check_number("min_p", self.min_p, _Range("from 0 to 1", 0, 1), "0 keeps every token")
-        _check_number("repetition_penalty", self.repetition_penalty, _ABOVE_ZERO, "1 changes nothing, 1.1 is usual")
+            check_count("seed", self.seed, 0, "give a whole number, or None for another draw each time")
+        check_number("temperature", self.temperature, ABOVE_ZERO, "do_sample=False takes the likeliest token")
+        check_number("top_p", self.top_p, Range("above 0 and at most 1", 0, 1, low_counts=False), "1 keeps every token")
+        check_number("min_p", self.min_p, Range("from 0 to 1", 0, 1), "0 keeps every token")
+        check_number("repetition_penalty", self.repetition_penalty, ABOVE_ZERO, "1 changes nothing, 1.1 is usual")
         for text in self.stop:
-            _check(
+            check(
                 "stop", text, isinstance(text, str) and text != "", "must be a text with at least one character", "leave it out"
             )
+
+
+def advised_settings(
+    defaults: GenerationDefaults,
+    *,
+    max_new_tokens: int,
+    do_sample: bool | None = None,
+    temperature: float | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    repetition_penalty: float | None = None,
+    seed: int | None = None,
+    stop: str | Sequence[str] = (),
+) -> SamplingSettings:
+    """Settings in which everything that is None is as the checkpoint advises. See :class:`SamplingSettings` for what they mean.
+
+    Args:
+        defaults: of the checkpoint.
+        max_new_tokens: most tokens of the answer.
+        do_sample: None draws where ``temperature``, ``top_k``, ``top_p`` or ``min_p`` is given.
+        temperature: above 0.
+        top_k: tokens that stay in the draw.
+        top_p: share of the probability that stays in the draw.
+        min_p: least share, of the probability of the likeliest token, that stays in the draw.
+        repetition_penalty: above 1 against repetition.
+        seed: repeats the draws.
+        stop: one text or several that end the answer.
+
+    Raises:
+        UsageError: a value that its option cannot have.
+    """
+    given = any(value is not None for value in (temperature, top_k, top_p, min_p))
+    return SamplingSettings(
+        max_new_tokens=max_new_tokens,
+        do_sample=do_sample if do_sample is not None else given or defaults.do_sample,
+        temperature=defaults.temperature if temperature is None else temperature,
+        top_k=defaults.top_k if top_k is None else top_k,
+        top_p=defaults.top_p if top_p is None else top_p,
+        min_p=defaults.min_p if min_p is None else min_p,
+        repetition_penalty=defaults.repetition_penalty if repetition_penalty is None else repetition_penalty,
+        seed=seed,
+        stop=(stop,) if isinstance(stop, str) else tuple(stop),
+    )
 
 
 def make_generators(seed: int | None, rows: int) -> list[np.random.Generator]:
@@ -154,6 +184,20 @@ def choose(
     """
     if settings.repetition_penalty != 1:
         logits = penalize_repetition(logits, seen_ids_per_row, settings.repetition_penalty)
+    return take(logits, settings, generators)
+
+
+def take(logits: np.ndarray, settings: SamplingSettings, generators: Sequence[np.random.Generator]) -> np.ndarray:
+    """The next token of each row, of logits that are penalized already.
+
+    Args:
+        logits: float32 [batch, vocabulary].
+        settings: how to choose; its ``repetition_penalty`` is not looked at.
+        generators: as of :func:`choose`.
+
+    Returns:
+        int64 [batch].
+    """
     if not settings.do_sample:
         return np.asarray(logits.argmax(axis=1), dtype=np.int64)
     if settings.temperature != 1:
@@ -180,18 +224,3 @@ def _softmax(logits: np.ndarray) -> np.ndarray:
     shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
     probabilities: np.ndarray = shifted / shifted.sum(axis=1, keepdims=True)
     return probabilities
-
-
-def _check_count(name: str, value: object, least: int, hint: str) -> None:
-    good = isinstance(value, int) and not isinstance(value, bool) and value >= least
-    _check(name, value, good, f"must be a whole number from {least} on", hint)
-
-
-def _check_number(name: str, value: object, allowed: _Range, hint: str) -> None:
-    good = isinstance(value, int | float) and not isinstance(value, bool) and allowed.holds(value)
-    _check(name, value, good, f"must be a number {allowed.words}", hint)
-
-
-def _check(name: str, value: object, good: bool, rule: str, hint: str) -> None:
-    if not good:
-        raise UsageError(f"{rule}, not {value!r}", where=name, hint=hint)

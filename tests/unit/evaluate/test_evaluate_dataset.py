@@ -170,3 +170,84 @@ def test_one_yes_or_no_label(tmp_path: Path) -> None:
     data = load_dataset(str(path), task="text-classification", labels=("toxic",), max_examples=9, seed=0)
     references = references_of("text-classification", "multi_label_classification", ("toxic",), data)
     assert references.tolist() == [[True], [False]]
+
+
+def test_sources_and_reference_answers_are_found_by_the_usual_names(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+
+    def only(row: dict[str, object], **more: object) -> Example:
+        path.write_text(json.dumps(row))
+        return load(path, "text2text-generation", labels=(), **more).examples[0]
+
+    for source, target in (("source", "target"), ("document", "summary"), ("article", "highlights"), ("text", "translation")):
+        assert only({source: "long", target: "short"}) == Example("long", answers=("short",))
+    assert only({"input": "q", "answer": ["one", "two"]}).answers == ("one", "two")
+    assert only({"en": "cat", "fr": "chat"}, columns={"source": "en", "target": "fr"}) == Example("cat", answers=("chat",))
+    assert only({"text": "cat", "en": "x"}, columns={"text": "text", "reference": "en"}).answers == ("x",)
+    assert only({"source": "cat"}) == Example("cat")
+    path.write_text('{"source": "cat", "target": "chat"}\n{"source": "dog", "target": " "}')
+    with pytest.raises(DataError, match=r"a\.jsonl:2: column 'target' holds no reference answer"):
+        load(path, "text2text-generation")
+    data = load(write(tmp_path / "b.txt", "One.\nTwo.\n"), "text2text-generation")
+    assert (data.labelled, data.texts()) == (False, ("One.", "Two."))
+    assert all(isinstance(example.text, str) for example in multilingual_sample().examples)
+
+
+def test_sounds_are_found_beside_the_data_file_and_count_as_its_content(tmp_path: Path) -> None:
+    (tmp_path / "clips").mkdir()
+    for name in ("a", "b"):
+        (tmp_path / "clips" / f"{name}.wav").write_bytes(b"RIFF" + name.encode())
+    table = write(tmp_path / "speech.csv", 'audio,text\nclips/a.wav,"Hello, you."\nclips/b.wav,Good bye\n')
+    data = load(table, "automatic-speech-recognition", labels=())
+    assert [example.text for example in data.examples] == [str(tmp_path / "clips" / f"{name}.wav") for name in ("a", "b")]
+    assert references_of("automatic-speech-recognition", None, (), data) == [("Hello, you.",), ("Good bye",)]
+    assert data.labelled
+    (tmp_path / "clips" / "a.wav").write_bytes(b"RIFFother")
+    assert load(table, "automatic-speech-recognition", labels=()).sha256 != data.sha256
+    absolute = write(tmp_path / "b.jsonl", json.dumps({"clip": str(tmp_path / "clips/b.wav"), "said": "x"}))
+    mapped = load(absolute, "automatic-speech-recognition", columns={"audio": "clip", "transcript": "said"})
+    assert mapped.examples == (Example(str(tmp_path / "clips/b.wav"), answers=("x",)),)
+    unlabelled = load(write(tmp_path / "c.csv", "path\nclips/a.wav\n"), "automatic-speech-recognition")
+    assert not unlabelled.labelled
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("audio,text\nclips/a.wav,x\nclips/gone.wav,y\n",
+         "FILE:3: the sound file 'clips/gone.wav' is missing; paths are relative to FOLDER (correct or remove the row)"),
+        ("audio,text\n/no/such.wav,x\n", "FILE:2: the sound file '/no/such.wav' is missing (correct or remove the row)"),
+        ("audio,text\nclips,x\n",
+         "FILE:2: the sound file 'clips' is a folder; paths are relative to FOLDER (correct or remove the row)"),
+        ("audio,text\nclips/empty.wav,x\n", "FILE:2: the sound file 'clips/empty.wav' is empty (replace it, or remove the row)"),
+        ("audio,text\n,x\n", "FILE:2: column 'audio' names no sound file (fill the row with a path, or remove it)"),
+        ("audio,text\nclips/a.wav,\n",
+         "FILE:2: column 'text' holds no reference answer (fill or remove the row, or leave the column out)"),
+        ("sounds,text\nclips/a.wav,x\n",
+         "FILE: no audio column for automatic-speech-recognition; found: sounds, text; expected one of: audio, file, path, sound "
+         "(did you mean 'sounds' for 'sound'? Rename it, or map the column)"),
+        ("audio,txt\nclips/a.wav,x\n",
+         "FILE: no column 'text', but 'txt' looks like it (rename the column, or map it with answers=txt)"),
+    ],
+)  # fmt: skip
+def test_broken_speech_data_says_what_where_and_what_next(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "clips").mkdir()
+    (tmp_path / "clips" / "a.wav").write_bytes(b"RIFF")
+    (tmp_path / "clips" / "empty.wav").write_bytes(b"")
+    path = write(tmp_path / "speech.csv", content)
+    with pytest.raises(DataError) as caught:
+        load(path, "automatic-speech-recognition")
+    assert str(caught.value) == message.replace("FILE", str(path)).replace("FOLDER", str(tmp_path))
+
+
+def test_folders_of_sound_and_lone_sound_files_need_a_table(tmp_path: Path) -> None:
+    (tmp_path / "a.wav").write_bytes(b"RIFF")
+    with pytest.raises(DataError, match=r"write a CSV beside the sound files, with the columns audio"):
+        load(tmp_path, "automatic-speech-recognition")
+    with pytest.raises(DataError, match=r"a sound file, not a data file"):
+        load(tmp_path / "a.wav", "automatic-speech-recognition")
+
+
+def write(path: Path, content: str) -> Path:
+    path.write_text(content, encoding="utf-8")
+    return path

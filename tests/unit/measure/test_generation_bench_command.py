@@ -13,7 +13,8 @@ import typer
 from typer.testing import CliRunner
 
 from hfaccel.artifact.artifact import Artifact, record_files
-from hfaccel.artifact.contract import Contract, GenerationSettings, SessionSettings, TensorSpec, TextSettings
+from hfaccel.artifact.contract import Contract, SessionSettings, TensorSpec, TextSettings
+from hfaccel.artifact.generation import GenerationSettings
 from hfaccel.artifact.store import StageCache
 from hfaccel.cli.bench import bench
 

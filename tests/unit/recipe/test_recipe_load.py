@@ -8,7 +8,7 @@ from hfaccel.errors import ExitCode, RecipeError
 from hfaccel.recipe.load import choose_recipe, list_recipes, load_recipe, recipes_folder
 
 GENERIC = "encoder"
-PARENTS = ("encoder", "decoder")
+PARENTS = ("encoder", "decoder", "encoder-decoder")
 NAMES = [path.stem for path in sorted(recipes_folder().glob("*.yaml"))]
 
 

@@ -28,19 +28,23 @@ ONE_LABEL = {"architectures": ["BertForSequenceClassification"], "id2label": {"0
         ("reranker", "text-ranking"),
         ("cross-encoder", "text-ranking"),
         ("fill-mask", "fill-mask"),
+        ("translation", "text2text-generation"),
+        ("summarization", "text2text-generation"),
+        ("speech-to-text", "automatic-speech-recognition"),
     ],
 )
 def test_synonyms(requested: str, task: str) -> None:
     assert resolve_task_name(requested) == task
 
 
-@pytest.mark.parametrize("requested", ["summarization", "nonsense"])
+@pytest.mark.parametrize("requested", ["object-detection", "nonsense"])
 def test_unknown_task(requested: str) -> None:
     with pytest.raises(UsageError) as caught:
         resolve_task_name(requested)
     assert str(caught.value) == (
         f"--task: unknown task '{requested}' (use one of: text-classification, token-classification, question-answering, "
-        "fill-mask, feature-extraction, sentence-similarity, text-ranking, text-generation)"
+        "fill-mask, feature-extraction, sentence-similarity, text-ranking, text-generation, text2text-generation, "
+        "automatic-speech-recognition)"
     )
 
 
@@ -54,6 +58,8 @@ def test_unknown_task(requested: str) -> None:
         ("BertModel", "feature-extraction"),
         ("LlamaForCausalLM", "text-generation"),
         ("GPT2LMHeadModel", "text-generation"),
+        ("T5ForConditionalGeneration", "text2text-generation"),
+        ("MarianMTModel", "text2text-generation"),
     ],
 )
 def test_task_of_architecture(tmp_path: Path, architecture: str, task: str) -> None:

@@ -18,7 +18,8 @@ from transformers import GPT2Config, LlamaConfig, LlamaForCausalLM, PreTrainedCo
 from transformers.models.gpt2.modeling_gpt2 import GPT2LMHeadModel
 from transformers.utils import logging
 
-from hfaccel.artifact.contract import Contract, GenerationSettings, SessionSettings, TensorSpec, TextSettings
+from hfaccel.artifact.contract import Contract, SessionSettings, TensorSpec, TextSettings
+from hfaccel.artifact.generation import GenerationSettings
 from hfaccel.runtime.generation.decoder import Decoder
 from hfaccel.runtime.generation.model import GenerationModel
 

@@ -10,7 +10,8 @@ import torch
 
 from hfaccel.artifact.contract import SessionSettings
 from hfaccel.errors import DataError, IntegrityError
-from hfaccel.runtime.generation.decoder import Decoder, Decoding
+from hfaccel.runtime.generation.decoder import Decoder
+from hfaccel.runtime.generation.decoding import Decoding
 
 PROMPT = [1, 17, 300, 42, 250, 42, 9]
 

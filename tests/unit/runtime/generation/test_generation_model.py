@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from hfaccel.artifact.contract import GenerationDefaults
+from hfaccel.artifact.generation import GenerationDefaults
 from hfaccel.errors import DataError, IntegrityError, UsageError
 from hfaccel.runtime.generation.model import GenerationModel
 from hfaccel.runtime.generation.sampling import SamplingSettings

@@ -1,0 +1,193 @@
+"""A batch on its way through a decoder graph: its rows, what they have read, and the step to the next token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import onnxruntime
+
+from hfaccel.artifact.generation import GenerationSettings
+from hfaccel.errors import DataError
+from hfaccel.runtime.generation.cache import KeyValueCache
+from hfaccel.runtime.generation.memory import Memory
+
+POSITIONS = "position_ids"
+TOKEN_INPUTS = ("input_ids", "attention_mask", POSITIONS)
+
+
+class TokenReader(Protocol):
+    """An open decoder graph.
+
+    Attributes:
+        settings: shape of the cache and limits.
+        session: the ``onnxruntime.InferenceSession``.
+        reads_positions: whether the graph has the input ``position_ids``.
+    """
+
+    settings: GenerationSettings
+    session: Any
+    reads_positions: bool
+
+
+class Decoding:
+    """A batch on its way: its cache, and what was read. Made by ``prefill`` of a decoder; for one thread.
+
+    Args:
+        decoder: runs the graph.
+        cache: of as many rows; where ``read_already`` is given it holds these tokens.
+        read_already: of a batch of one row.
+        memory: of encoder-decoders: what the encoder says of each row.
+
+    Attributes:
+        cache: keys and values.
+        memory: as given, of the rows that are left.
+        tokens: token ids of each row that the cache holds.
+        logits: float32 [batch, vocabulary], of the token that comes next; zeros before anything was read here.
+        reused: tokens of ``read_already``, which were not computed again.
+    """
+
+    def __init__(
+        self, decoder: TokenReader, cache: KeyValueCache, read_already: Sequence[int] = (), memory: Memory | None = None
+    ) -> None:
+        self.cache = cache
+        self.memory = memory
+        self.tokens: list[list[int]] = [list(read_already) for _ in range(cache.batch)]
+        self.logits = np.zeros((cache.batch, decoder.settings.vocabulary_size), dtype=np.float32)
+        self.reused = len(read_already)
+        self._decoder = decoder
+        self._bind()
+        # Columns that are not in use yet hold ones: a token that follows is never padding.
+        self._mask = np.ones((cache.batch, cache.capacity), dtype=np.int64)
+        self._width = len(read_already)
+
+    def read(self, rows: Sequence[Sequence[int]]) -> None:
+        """Read the prompts, or what is left of a prompt whose beginning was read already."""
+        width, padding = max(map(len, rows)), self._decoder.settings.pad_token_id
+        ids = np.full((len(rows), width), padding, dtype=np.int64)
+        first = self._width
+        for index, row in enumerate(rows):
+            ids[index, : len(row)] = row
+            self._mask[index, first + len(row) : first + width] = 0
+        positions = np.broadcast_to(np.arange(first, first + width, dtype=np.int64), ids.shape)
+        self._binding.bind_output("logits", "cpu")
+        self._run(ids, positions, rows)
+        logits = self._binding.get_outputs()[-1].numpy()  # bound last; a graph may give one row of logits per token
+        if logits.shape[1] == 1:
+            self.logits = logits[:, 0]
+        else:
+            self.logits = logits[np.arange(len(rows)), [len(row) - 1 for row in rows]]
+
+    def step(self, ids: np.ndarray) -> np.ndarray:
+        """Read one more token of every row.
+
+        Args:
+            ids: int64 [batch].
+
+        Returns:
+            The new ``logits``, float32 [batch, vocabulary]; those given before stay as they are.
+
+        Raises:
+            DataError: a row has as many tokens as the model reads.
+        """
+        limit = self._decoder.settings.context_length
+        if self._width >= limit:
+            raise DataError(f"the model reads {limit} tokens, prompt and answer together", hint="ask for fewer new tokens")
+        if self._width == self.cache.capacity:
+            self._grow(min(2 * self.cache.capacity, limit))
+        logits = np.empty((len(self.tokens), 1, self._decoder.settings.vocabulary_size), dtype=np.float32)
+        self._binding.bind_ortvalue_output("logits", onnxruntime.OrtValue.ortvalue_from_numpy(logits))
+        positions = np.array([[len(row)] for row in self.tokens], dtype=np.int64)
+        self._run(ids[:, None], positions, [[token] for token in ids.tolist()])
+        self.logits = logits[:, 0]
+        return self.logits
+
+    def keep_rows(self, rows: Sequence[int]) -> None:
+        """Go on with some rows only, in ascending order; the others are not computed any more."""
+        kept = sorted(rows)
+        self.tokens = [self.tokens[row] for row in kept]
+        self.logits = self.logits[kept]
+        self.cache.keep_rows(kept, max(map(len, self.tokens), default=0))
+        self._take_memory(kept)
+        self._take_mask(kept)
+        self._bind()
+
+    def reorder(self, rows: Sequence[int]) -> None:
+        """Go on with these rows in this order; a row may come more than once, as beams do, or not at all.
+
+        What the rows have read is copied, and of the memory nothing as long as every row keeps its source.
+
+        Args:
+            rows: indices of rows; at least one.
+        """
+        taken = list(rows)
+        if taken == list(range(len(self.tokens))):
+            return
+        tokens = [list(self.tokens[row]) for row in taken]
+        moved = self.cache.reorder(taken, max(map(len, tokens)))
+        self.tokens, self.logits = tokens, self.logits[taken]
+        moved = self._take_memory(taken) or moved
+        self._take_mask(taken)
+        if moved:
+            self._bind()
+
+    def _take_memory(self, rows: Sequence[int]) -> bool:
+        """Whether the memory is another one then, and must be bound."""
+        before = self.memory
+        if before is not None:
+            self.memory = before.select(rows)
+        return self.memory is not before
+
+    def _take_mask(self, rows: Sequence[int]) -> None:
+        mask = self._mask[rows, : self._width]
+        # Columns in which only dropped rows had a token go, so that the mask is never wider than the model reads.
+        used = mask.any(axis=0)
+        self._width = int(used.sum())
+        self._mask = np.ones((len(rows), self.cache.capacity), dtype=np.int64)
+        self._mask[:, : self._width] = mask[:, used]
+
+    def _run(self, ids: np.ndarray, positions: np.ndarray, rows: Sequence[Sequence[int]]) -> None:
+        self._width += ids.shape[1]
+        # Of one row the columns in use lie in one piece, and are not copied.
+        mask = np.ascontiguousarray(self._mask[:, : self._width])
+        self._binding.bind_cpu_input("input_ids", np.ascontiguousarray(ids))
+        self._binding.bind_cpu_input("attention_mask", mask)
+        if self._decoder.reads_positions:
+            self._binding.bind_cpu_input(POSITIONS, np.ascontiguousarray(positions))
+        self._decoder.session.run_with_iobinding(self._binding)
+        # Only now: what was not read to the end must not be taken for read when the cache is used again.
+        for tokens, row in zip(self.tokens, rows, strict=True):
+            tokens.extend(row)
+
+    def _bind(self) -> None:
+        self._binding: Any = self._decoder.session.io_binding()
+        self.cache.bind(self._binding)
+        if self.memory is not None:
+            self.memory.bind(self._binding)
+
+    def _grow(self, tokens: int) -> None:
+        self.cache = self.cache.larger(tokens, self._width)
+        grown = np.ones((self.cache.batch, self.cache.capacity), dtype=np.int64)
+        grown[:, : self._width] = self._mask[:, : self._width]
+        self._mask = grown
+        self._bind()
+
+
+def check_prompts(rows: Sequence[Sequence[int]], context_length: int) -> None:
+    """Say it plainly when prompts cannot be read.
+
+    Raises:
+        DataError: there is no prompt, or one that has no tokens, or more than the model reads.
+    """
+    if not rows:
+        raise DataError("there is no prompt", hint="give at least one")
+    for index, row in enumerate(rows):
+        if not row:
+            raise DataError("the prompt has no tokens", where=f"prompt {index}", hint="leave empty prompts out")
+        if len(row) > context_length:
+            raise DataError(
+                f"the prompt has {len(row)} tokens, and the model reads {context_length}, prompt and answer together",
+                where=f"prompt {index}",
+                hint="shorten it",
+            )

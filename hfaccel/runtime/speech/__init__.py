@@ -1,0 +1,1 @@
+"""Speech recognition without torch: sound to log-mel features, features to tokens, tokens to text with times."""

@@ -1,0 +1,233 @@
+"""Every encoder-decoder of the recipes: tiny random models, compiled, answer as transformers does, alone and in a batch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+import transformers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+import hfaccel
+from hfaccel.api import SilentProgress
+from hfaccel.artifact.manifest import verify_files
+from hfaccel.errors import ExportError, UsageError
+from hfaccel.pipeline import CompileResult
+from hfaccel.recipe.load import list_recipes
+from hfaccel.runtime.generation.text_to_text import TextToTextModel
+from hfaccel.runtime.speech.model import SpeechModel
+
+OFF_TARGET = "cpu-arm-dotprod"
+"""Another target than any host of these tests: nothing is timed, so no candidate is dropped for its speed."""
+WORDS = 110
+GREEDY: dict[str, Any] = {"max_new_tokens": 24, "min_new_tokens": 20, "num_beams": 1, "no_repeat_ngram_size": 1}
+"""Random models say one word over and over; held to new ones, each step shows what comes second, third and so on."""
+LENGTHS = (3, 19, 8)
+T5_SIZES = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}
+FEW_DISTANCES = {"relative_attention_num_buckets": 8, "relative_attention_max_distance": 10}
+BART_SIZES = {
+    "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64,
+    "encoder_attention_heads": 4, "decoder_attention_heads": 4, "max_position_embeddings": 64, "eos_token_id": 3,
+    "forced_eos_token_id": None, "forced_bos_token_id": None, "tie_word_embeddings": False,
+}  # fmt: skip
+# model_type -> settings; ids 0 to 4 are special, 3 ends an answer.
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "t5": {**T5_SIZES, **FEW_DISTANCES, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
+    "mt5": T5_SIZES,
+    "bart": BART_SIZES,
+    "mbart": BART_SIZES,
+    "marian": {**BART_SIZES, "scale_embedding": True},
+    "pegasus": BART_SIZES,
+}
+
+
+def make_varied(model: Any) -> None:
+    """Random weights, larger than those that training starts from; sound counts for much."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 1:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+            elif parameter.requires_grad:  # tables of sines are not
+                parameter.normal_(0, 0.6 if "embed_positions" in name else 0.2)
+            if "encoder_attn.q_proj.weight" in name or "encoder_attn.out_proj.weight" in name:
+                parameter.mul_(3)
+
+
+def make_checkpoint(model_type: str, folder: Path, write_tokenizer: Callable[..., None]) -> None:
+    torch.manual_seed(0)
+    ids = {"vocab_size": WORDS, "pad_token_id": 0, "decoder_start_token_id": 2, "eos_token_id": 3}
+    config = transformers.AutoConfig.for_model(model_type, **{**ids, **ARCHITECTURES[model_type]})
+    model = transformers.AutoModelForSeq2SeqLM.from_config(config)
+    make_varied(model)
+    model.save_pretrained(folder)
+    write_tokenizer(folder, words=WORDS, settings={"model_max_length": 48})
+
+
+def sources() -> list[str]:
+    random = np.random.default_rng(1)
+    return [" ".join(f"word{number}" for number in random.integers(0, WORDS - 5, length)) for length in LENGTHS]
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sources and their answers."""
+    random = np.random.default_rng(0)
+    path = tmp_path_factory.mktemp("pairs") / "pairs.csv"
+    texts = [" ".join(f"word{number}" for number in random.integers(0, WORDS - 5, 12)) for _ in range(16)]
+    path.write_text("\n".join(["source,target", *(f"{text},{text[:40].rsplit(' ', 1)[0]}" for text in texts)]) + "\n")
+    return path
+
+
+def compile_one(checkpoint: Path, output: Path, data: Path | None, *overrides: str) -> CompileResult:
+    progress = SilentProgress()
+    result = hfaccel.compile(
+        checkpoint, output=output, data=data, target=OFF_TARGET, overrides=overrides, use_cache=False, progress=progress
+    )
+    assert not [line for line in progress.warnings if line.startswith(("no recipe", "exporter", "fusion"))]
+    return result
+
+
+def answers_of_transformers(checkpoint: Path) -> list[str]:
+    """Greedy, each source alone."""
+    model = transformers.AutoModelForSeq2SeqLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint)
+    answers = []
+    for source in sources():
+        inputs = {name: tokenizer(source, return_tensors="pt")[name] for name in ("input_ids", "attention_mask")}
+        with torch.inference_mode():
+            given = model.generate(**inputs, **GREEDY, do_sample=False)
+        answers.append(tokenizer.decode(given[0], skip_special_tokens=True))
+    return answers
+
+
+@pytest.mark.parametrize("model_type", ARCHITECTURES)
+def test_answers_are_those_of_transformers_alone_and_in_a_ragged_batch(
+    model_type: str, tmp_path: Path, write_tokenizer: Callable[..., None], pairs: Path
+) -> None:
+    (tmp_path / "model").mkdir()
+    make_checkpoint(model_type, tmp_path / "model", write_tokenizer)
+    result = compile_one(tmp_path / "model", tmp_path / "out", pairs, "quantize.enabled=false")
+    expected = answers_of_transformers(tmp_path / "model")
+    assert all(len(answer.split()) > 15 for answer in expected)
+    assert len(set(expected)) == len(expected), "sources make no difference: nothing is compared"
+    model = hfaccel.load(result.folder)
+    assert isinstance(model, TextToTextModel)
+    assert [model.generate(source, **GREEDY) for source in sources()] == expected
+    assert model.generate(sources(), **GREEDY) == expected
+    stages = {record["stage"]: record for record in result.manifest["stages"]}
+    assert stages["fuse"]["metrics"]["contract"]
+    assert stages["fuse"]["metrics"]["contract_missed"] == []
+    assert stages["export"]["metrics"]["parity"]["max_abs"] < 1e-5
+
+
+def test_every_recipe_has_a_row() -> None:
+    stated = {item for summary in list_recipes() if summary.extends == "encoder-decoder" for item in summary.model_types}
+    assert stated == {*ARCHITECTURES, "whisper"}
+
+
+def test_the_default_ladder_ships_what_the_gate_admits(tmp_path: Path, write_tokenizer: Callable[..., None], pairs: Path) -> None:
+    (tmp_path / "model").mkdir()
+    make_checkpoint("bart", tmp_path / "model", write_tokenizer)
+    result = compile_one(tmp_path / "model", tmp_path / "out", pairs, "accuracy.max_loss=0.2")
+    judged = {item["name"]: item for item in result.manifest["candidates"]}
+    assert set(judged) == {"float", "int8-per-part", "int8-blocks", "dynamic-per-channel"}
+    assert all(item["verdict"]["answers"]["metric"] == "rouge_l" for item in judged.values())
+    assert result.manifest["precision"] == "int8"
+    assert judged["int8-per-part"]["quantized"] == judged["int8-blocks"]["quantized"] > 0
+    files = {item["path"] for item in result.manifest["files"]}
+    assert {"encoder.onnx", "decoder.onnx", "model.onnx.data"} <= files
+    assert "model.onnx" not in files, "the weights are there once"
+    assert verify_files(result.folder) == []
+
+
+RATE = 16000
+END, START, NO_TIMES = 256, 257, 258
+
+
+def make_whisper(folder: Path) -> None:
+    """Listens to a second at once and knows bytes."""
+    torch.manual_seed(0)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={symbol: number for number, symbol in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<|endoftext|>", "<|startoftranscript|>", "<|notimestamps|>"])
+    tokenizer.add_tokens([AddedToken(f"<|{step * 0.02:.2f}|>", special=False) for step in range(51)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    named = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "<|endoftext|>", "model_max_length": 48}
+    (folder / "tokenizer_config.json").write_text(json.dumps(named), encoding="utf-8")
+    ends = {"bos_token_id": END, "eos_token_id": END, "pad_token_id": END, "decoder_start_token_id": START}
+    config = transformers.WhisperConfig(
+        vocab_size=NO_TIMES + 52, d_model=32, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4,
+        decoder_attention_heads=4, encoder_ffn_dim=64, decoder_ffn_dim=64, max_source_positions=50, max_target_positions=48,
+        tie_word_embeddings=False, suppress_tokens=None, begin_suppress_tokens=None, **ends,
+    )  # fmt: skip
+    model = transformers.WhisperForConditionalGeneration(config)
+    make_varied(model)
+    times = {"no_timestamps_token_id": NO_TIMES, "return_timestamps": False, "is_multilingual": False}
+    model.generation_config = transformers.GenerationConfig(max_length=48, **ends, **times)
+    model.save_pretrained(folder)
+    transformers.WhisperFeatureExtractor(chunk_length=1).save_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def recordings(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six seconds or less of tones, with words that nobody said."""
+    folder = tmp_path_factory.mktemp("recordings")
+    random = np.random.default_rng(0)
+    lines = ["audio,text"]
+    for number in range(6):
+        times = np.arange(int(RATE * random.uniform(0.4, 0.9))) / RATE
+        sound = 0.3 * np.sin(2 * np.pi * random.uniform(200, 2000) * times) + 0.02 * random.standard_normal(times.size)
+        soundfile.write(folder / f"{number}.wav", sound, RATE)
+        lines.append(f"{number}.wav,a sound of some {number} words")
+    (folder / "recordings.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder / "recordings.csv"
+
+
+def test_a_speech_model_writes_what_transformers_writes(tmp_path: Path, recordings: Path) -> None:
+    (tmp_path / "model").mkdir()
+    make_whisper(tmp_path / "model")
+    result = compile_one(tmp_path / "model", tmp_path / "out", recordings, "accuracy.max_loss=0.5")
+    assert result.manifest["source"]["task"] == "automatic-speech-recognition"
+    assert {item["name"] for item in result.manifest["candidates"]} == {
+        "float", "int8-per-part", "int8-blocks", "dynamic-per-channel",
+    }  # fmt: skip
+    floating = compile_one(tmp_path / "model", tmp_path / "float", recordings, "quantize.enabled=false")
+    model = hfaccel.load(floating.folder)
+    assert isinstance(model, SpeechModel)
+    source = transformers.WhisperForConditionalGeneration.from_pretrained(tmp_path / "model").eval()
+    extractor = transformers.WhisperFeatureExtractor.from_pretrained(tmp_path / "model")
+    files = sorted(recordings.parent.glob("*.wav"))
+    for file in files:
+        sound = soundfile.read(file, dtype="float32")[0]
+        features = extractor(sound, sampling_rate=RATE, return_tensors="pt").input_features
+        with torch.inference_mode():
+            expected = [
+                token for token in source.generate(features, do_sample=False)[0].tolist() if token not in (END, START, NO_TIMES)
+            ]
+        assert len(set(expected)) > 1
+        assert model.transcribe_ids([file])[0] == expected
+    assert [transcript.text for transcript in model.transcribe(files)] == [model.transcribe(file).text for file in files]
+
+
+def test_a_speech_model_is_not_judged_without_recordings(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    make_whisper(tmp_path / "model")
+    with pytest.raises(UsageError, match="recordings"):
+        compile_one(tmp_path / "model", tmp_path / "out", None)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_encoder_decoder_cannot_be_traced_and_says_so(
+    tmp_path: Path, write_tokenizer: Callable[..., None], pairs: Path
+) -> None:
+    (tmp_path / "model").mkdir()
+    make_checkpoint("bart", tmp_path / "model", write_tokenizer)
+    with pytest.raises(ExportError, match="not traced"):
+        compile_one(tmp_path / "model", tmp_path / "out", pairs, "export.exporters=[torch]")
