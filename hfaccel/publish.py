@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import shutil
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,8 @@ import yaml
 
 import hfaccel
 from hfaccel.artifact.artifact import Artifact, record_files
+from hfaccel.artifact.genai_config import FILE_NAME as GENAI_FILE
+from hfaccel.artifact.genai_config import genai_config, why_no_genai_config
 from hfaccel.artifact.manifest import FILE_NAME, read_manifest, write_manifest
 from hfaccel.measure.host import host_fingerprint, library_versions
 from hfaccel.recipe.load import generic_recipe
@@ -56,6 +59,8 @@ def write_output(
     candidates = load_candidates(final.folder)
     chosen = next(candidate for candidate in candidates if candidate.detail == "chosen")
     manifest = _manifest(plan, final, records, candidates, chosen, key=key, seconds=seconds)
+    if final.contract.task == "text-generation":
+        manifest["genai"] = _write_genai_config(folder, plan, final, chosen)
     (folder / PINNED_RECIPE).write_text(pinned_recipe(plan.recipe, chosen, plan.source.id, plan.source.task), encoding="utf-8")
     (folder / "report.md").write_text(report_text(manifest), encoding="utf-8")
     (folder / REPORT_FILE).write_text(report_html(manifest), encoding="utf-8")
@@ -63,6 +68,15 @@ def write_output(
     manifest["files"] = [asdict(record) for record in record_files(folder, skip=(FILE_NAME,))]
     write_manifest(folder, manifest)
     return read_manifest(folder)
+
+
+def _write_genai_config(folder: Path, plan: Plan, final: Artifact, chosen: Candidate) -> str | None:
+    """Write what onnxruntime-genai opens the folder with; or say why it cannot."""
+    reason = why_no_genai_config(final.contract, plan.source.model_type, chosen.session.engine)
+    if reason is None:
+        content = genai_config(final.contract, plan.source.config, final.graph)
+        (folder / GENAI_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    return reason
 
 
 def pinned_recipe(recipe: Recipe, chosen: Candidate, model: str, task: str) -> str:

@@ -33,7 +33,9 @@ MEMORY_BASE_BYTES = 1_000_000_000
 DISK_FACTOR = 8
 """Stage results in the cache: three float graphs and the candidates, against the size of the checkpoint."""
 
-_DEQUANTIZED = "the weights of {} were quantized already: every loss is measured against them as dequantized, not against the original"
+_DEQUANTIZED = (
+    "the weights of {} were quantized already: every loss is measured against them as dequantized, not against the original"
+)
 
 
 @dataclass(frozen=True)

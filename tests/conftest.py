@@ -82,6 +82,88 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory, write_tokenizer: W
 
 
 @pytest.fixture(scope="session")
+def tiny_decoder(tmp_path_factory: pytest.TempPathFactory, write_tokenizer: WriteTokenizer) -> Path:
+    """A random Llama with a chat template: 2 layers, hidden size 64, 100 words."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("source") / "chat"
+    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
+    config = LlamaConfig(vocab_size=100, **sizes, max_position_embeddings=128, pad_token_id=0, bos_token_id=None, eos_token_id=3)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    template = "{% for message in messages %}{{ message.role }} {{ message.content }} {% endfor %}"
+    write_tokenizer(folder, settings={"model_max_length": 128, "chat_template": template})
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_whisper(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Whisper that listens to a second at once and knows bytes: token 256 ends a transcript, 257 begins it."""
+    import torch
+    import transformers
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+    folder = tmp_path_factory.mktemp("source") / "whisper"
+    folder.mkdir()
+    end, start, no_times = 256, 257, 258
+    torch.manual_seed(0)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={symbol: number for number, symbol in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<|endoftext|>", "<|startoftranscript|>", "<|notimestamps|>"])
+    tokenizer.add_tokens([AddedToken(f"<|{step * 0.02:.2f}|>", special=False) for step in range(51)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    named = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "<|endoftext|>", "model_max_length": 48}
+    (folder / "tokenizer_config.json").write_text(json.dumps(named), encoding="utf-8")
+    ends = {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end, "decoder_start_token_id": start}
+    config = transformers.WhisperConfig(
+        vocab_size=no_times + 52, d_model=32, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4,
+        decoder_attention_heads=4, encoder_ffn_dim=64, decoder_ffn_dim=64, max_source_positions=50, max_target_positions=48,
+        tie_word_embeddings=False, suppress_tokens=None, begin_suppress_tokens=None, **ends,
+    )  # fmt: skip
+    model = transformers.WhisperForConditionalGeneration(config)
+    _enlarge(model)
+    times = {"no_timestamps_token_id": no_times, "return_timestamps": False, "is_multilingual": False}
+    model.generation_config = transformers.GenerationConfig(max_length=48, **ends, **times)
+    model.save_pretrained(folder)
+    transformers.WhisperFeatureExtractor(chunk_length=1).save_pretrained(folder)
+    return folder
+
+
+def _enlarge(model: Any) -> None:
+    """Random weights, larger than those that training starts from; sound counts for much."""
+    import torch
+
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 1:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+            elif parameter.requires_grad:  # tables of sines are not
+                parameter.normal_(0, 0.6 if "embed_positions" in name else 0.2)
+            if "encoder_attn.q_proj.weight" in name or "encoder_attn.out_proj.weight" in name:
+                parameter.mul_(3)
+
+
+@pytest.fixture(scope="session")
+def tiny_recordings(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """CSV: audio, text; six tones of less than a second, with words that nobody said."""
+    import numpy as np
+    import soundfile
+
+    folder = tmp_path_factory.mktemp("recordings")
+    random = np.random.default_rng(0)
+    lines = ["audio,text"]
+    for number in range(6):
+        times = np.arange(int(16000 * random.uniform(0.4, 0.9))) / 16000
+        sound = 0.3 * np.sin(2 * np.pi * random.uniform(200, 2000) * times) + 0.02 * random.standard_normal(times.size)
+        soundfile.write(folder / f"{number}.wav", sound, 16000)
+        lines.append(f"{number}.wav,a sound of some {number} words")
+    (folder / "recordings.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder / "recordings.csv"
+
+
+@pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """CSV: text, label; 60 rows."""
     path = tmp_path_factory.mktemp("data") / "reviews.csv"

@@ -66,18 +66,27 @@ def test_paths_in_the_text_exist() -> None:
 def test_commands_and_python_run_as_written(
     tiny_checkpoint: Path,
     tiny_data: Path,
+    tiny_decoder: Path,
+    tiny_whisper: Path,
+    tiny_recordings: Path,
     command_line: Callable[..., Any],
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
     shutil.copytree(tiny_checkpoint, tmp_path / "checkpoint")
     shutil.copyfile(tiny_data, tmp_path / "test.csv")
+    shutil.copytree(tiny_decoder, tmp_path / "chat-model")
+    (tmp_path / "texts.txt").write_text("".join(f"{' '.join(f'word{n * k % 90}' for n in range(40))}\n" for k in range(1, 9)))
+    shutil.copytree(tiny_whisper, tmp_path / "whisper")
+    shutil.copytree(tiny_recordings.parent, tmp_path, dirs_exist_ok=True)
+    shutil.copyfile(tmp_path / "0.wav", tmp_path / "talk.wav")
     monkeypatch.chdir(tmp_path)
     written = commands("hfaccel")
     assert [command.split()[1] for command in written][:2] == ["compile", "run"]
     for command in written:
         arguments = shlex.split(command)[1:]
-        finished = command_line(*arguments, *(SHORT if arguments[0] == "compile" else ()))
+        short = SHORT if arguments[1] == "./checkpoint" else ("--workload", "8+2", *SHORT[2:])
+        finished = command_line(*arguments, *(short if arguments[0] == "compile" else ()))
         assert finished.code == 0, f"{command}\n{finished.err}"
     assert python_blocks()
     monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])

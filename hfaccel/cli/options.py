@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from hfaccel.evaluate.metrics import MetricName
     from hfaccel.request import CompileRequest
 
-Model = Annotated[str, typer.Argument(help="Checkpoint: local folder or hub id.", show_default=False)]
+Model = Annotated[str, typer.Argument(help="Checkpoint: local folder, GGUF file or hub id.", show_default=False)]
 OutputFolder = Annotated[Path, typer.Option("-o", "--output", help="Folder to make.", show_default=False)]
 Task = Annotated[str | None, typer.Option(help="Task, where the checkpoint does not state it, e.g. text-classification.")]
 Revision = Annotated[str | None, typer.Option(help="Revision of a hub id: branch, tag or commit.")]

@@ -112,7 +112,9 @@ def _locate(model: str, revision: str | None, *, trust_remote_code: bool, allow_
             raise UsageError("a local folder has no revisions", where="--revision", hint="leave it out, or give a hub id")
         return path.resolve(), None
     if path.is_file():
-        raise SourceError("is a file, not a checkpoint folder", where=model, hint="give the folder with config.json, or a GGUF file")
+        raise SourceError(
+            "is a file, not a checkpoint folder", where=model, hint="give the folder with config.json, or a GGUF file"
+        )
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model) or model.startswith((".", "/")):
         raise SourceError("is neither a folder nor a hub id", where=model, hint="check the path")
     folder = _download(model, revision, _HUB_PATTERNS + (("*.py",) if trust_remote_code else ()))

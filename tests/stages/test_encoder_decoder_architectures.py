@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ import pytest
 import soundfile
 import torch
 import transformers
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 import hfaccel
 from hfaccel.api import SilentProgress
@@ -148,62 +146,21 @@ def test_the_default_ladder_ships_what_the_gate_admits(tmp_path: Path, write_tok
 
 RATE = 16000
 END, START, NO_TIMES = 256, 257, 258
+"""Of the tiny Whisper."""
 
 
-def make_whisper(folder: Path) -> None:
-    """Listens to a second at once and knows bytes."""
-    torch.manual_seed(0)
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE(vocab={symbol: number for number, symbol in enumerate(alphabet)}, merges=[]))
-    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    tokenizer.add_special_tokens(["<|endoftext|>", "<|startoftranscript|>", "<|notimestamps|>"])
-    tokenizer.add_tokens([AddedToken(f"<|{step * 0.02:.2f}|>", special=False) for step in range(51)])
-    tokenizer.save(str(folder / "tokenizer.json"))
-    named = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "<|endoftext|>", "model_max_length": 48}
-    (folder / "tokenizer_config.json").write_text(json.dumps(named), encoding="utf-8")
-    ends = {"bos_token_id": END, "eos_token_id": END, "pad_token_id": END, "decoder_start_token_id": START}
-    config = transformers.WhisperConfig(
-        vocab_size=NO_TIMES + 52, d_model=32, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4,
-        decoder_attention_heads=4, encoder_ffn_dim=64, decoder_ffn_dim=64, max_source_positions=50, max_target_positions=48,
-        tie_word_embeddings=False, suppress_tokens=None, begin_suppress_tokens=None, **ends,
-    )  # fmt: skip
-    model = transformers.WhisperForConditionalGeneration(config)
-    make_varied(model)
-    times = {"no_timestamps_token_id": NO_TIMES, "return_timestamps": False, "is_multilingual": False}
-    model.generation_config = transformers.GenerationConfig(max_length=48, **ends, **times)
-    model.save_pretrained(folder)
-    transformers.WhisperFeatureExtractor(chunk_length=1).save_pretrained(folder)
-
-
-@pytest.fixture(scope="module")
-def recordings(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six seconds or less of tones, with words that nobody said."""
-    folder = tmp_path_factory.mktemp("recordings")
-    random = np.random.default_rng(0)
-    lines = ["audio,text"]
-    for number in range(6):
-        times = np.arange(int(RATE * random.uniform(0.4, 0.9))) / RATE
-        sound = 0.3 * np.sin(2 * np.pi * random.uniform(200, 2000) * times) + 0.02 * random.standard_normal(times.size)
-        soundfile.write(folder / f"{number}.wav", sound, RATE)
-        lines.append(f"{number}.wav,a sound of some {number} words")
-    (folder / "recordings.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return folder / "recordings.csv"
-
-
-def test_a_speech_model_writes_what_transformers_writes(tmp_path: Path, recordings: Path) -> None:
-    (tmp_path / "model").mkdir()
-    make_whisper(tmp_path / "model")
-    result = compile_one(tmp_path / "model", tmp_path / "out", recordings, "accuracy.max_loss=0.5")
+def test_a_speech_model_writes_what_transformers_writes(tmp_path: Path, tiny_whisper: Path, tiny_recordings: Path) -> None:
+    result = compile_one(tiny_whisper, tmp_path / "out", tiny_recordings, "accuracy.max_loss=0.5")
     assert result.manifest["source"]["task"] == "automatic-speech-recognition"
     assert {item["name"] for item in result.manifest["candidates"]} == {
         "float", "int8-per-part", "int8-blocks", "dynamic-per-channel",
     }  # fmt: skip
-    floating = compile_one(tmp_path / "model", tmp_path / "float", recordings, "quantize.enabled=false")
+    floating = compile_one(tiny_whisper, tmp_path / "float", tiny_recordings, "quantize.enabled=false")
     model = hfaccel.load(floating.folder)
     assert isinstance(model, SpeechModel)
-    source = transformers.WhisperForConditionalGeneration.from_pretrained(tmp_path / "model").eval()
-    extractor = transformers.WhisperFeatureExtractor.from_pretrained(tmp_path / "model")
-    files = sorted(recordings.parent.glob("*.wav"))
+    source = transformers.WhisperForConditionalGeneration.from_pretrained(tiny_whisper).eval()
+    extractor = transformers.WhisperFeatureExtractor.from_pretrained(tiny_whisper)
+    files = sorted(tiny_recordings.parent.glob("*.wav"))
     for file in files:
         sound = soundfile.read(file, dtype="float32")[0]
         features = extractor(sound, sampling_rate=RATE, return_tensors="pt").input_features
@@ -216,11 +173,9 @@ def test_a_speech_model_writes_what_transformers_writes(tmp_path: Path, recordin
     assert [transcript.text for transcript in model.transcribe(files)] == [model.transcribe(file).text for file in files]
 
 
-def test_a_speech_model_is_not_judged_without_recordings(tmp_path: Path) -> None:
-    (tmp_path / "model").mkdir()
-    make_whisper(tmp_path / "model")
+def test_a_speech_model_is_not_judged_without_recordings(tmp_path: Path, tiny_whisper: Path) -> None:
     with pytest.raises(UsageError, match="recordings"):
-        compile_one(tmp_path / "model", tmp_path / "out", None)
+        compile_one(tiny_whisper, tmp_path / "out", None)
     assert not (tmp_path / "out").exists()
 
 

@@ -38,13 +38,17 @@ GPT2 = {"num_key_value_heads": 4, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_in
 Answers = Callable[[Path, list[list[int]]], list[list[int]]]
 
 
-def compile_tiny(folder: Path, write_tokenizer: Callable[..., None], model_type: str, *, quantized: bool, **different: Any) -> CompileResult:
+def compile_tiny(
+    folder: Path, write_tokenizer: Callable[..., None], model_type: str, *, quantized: bool, **different: Any
+) -> CompileResult:
     """A random model whose answers vary, compiled."""
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(model_type, **{**SIZES, **different}))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(0, 0.15) if parameter.ndim > 1 else parameter.add_(torch.randn_like(parameter) * 0.1)
+        if model.config.tie_word_embeddings:  # else a token's likeliest successor is itself
+            model.get_input_embeddings().weight.mul_(0.2)
     model.save_pretrained(folder / "model")
     if model_type == "qwen2":
         write_byte_tokenizer(folder / "model")

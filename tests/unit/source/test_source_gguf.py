@@ -12,8 +12,11 @@ import pytest
 import torch
 import transformers
 
+import hfaccel
 from hfaccel.errors import ExportError, MissingExtraError, SourceError
 from hfaccel.request import CompileRequest, prepare
+from hfaccel.runtime.generation.model import GenerationModel
+from hfaccel.runtime.generation.sampling import SamplingSettings
 from hfaccel.source import gguf as gguf_source
 from hfaccel.source.resolve import resolve_source
 from hfaccel.source.text import check_tokenizer, write_tokenizer
@@ -156,7 +159,12 @@ def test_the_same_logits_from_float_and_nearly_from_8_bit(write_gguf: WriteGguf,
 def test_what_the_file_says_is_in_the_checkpoint(write_gguf: WriteGguf, tmp_path: Path) -> None:
     path = write_gguf()
     source = resolve_source(str(path))
-    assert (source.id, source.task, source.model_type, source.dequantized_from) == (str(path), "text-generation", "llama", path.name)
+    assert (source.id, source.task, source.model_type, source.dequantized_from) == (
+        str(path),
+        "text-generation",
+        "llama",
+        path.name,
+    )
     assert source.config["num_key_value_heads"] == KEY_VALUE_HEADS
     assert source.config["eos_token_id"] == END
     assert "quantization_config" not in source.config
@@ -199,7 +207,7 @@ def test_refusals(write_gguf: WriteGguf, tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(ExportError, match="no GGUF files of architecture 'rwkv6'"):
         resolve_source(str(write_gguf("unknown.gguf", architecture="rwkv6")))
     whole = write_gguf()
-    with pytest.raises(SourceError, match="no weights for .*layers.1.*would be random"):
+    with pytest.raises(SourceError, match=r"no weights for .*layers.1.*would be random"):
         resolve_source(str(write_gguf("part.gguf", left_out="blk.1.")))
     cut, text = tmp_path / "cut.gguf", tmp_path / "text.gguf"
     cut.write_bytes(whole.read_bytes()[:300])
@@ -212,3 +220,22 @@ def test_refusals(write_gguf: WriteGguf, tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(gguf_source, "find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match="gguf"):
         resolve_source(str(whole))
+
+
+def test_a_file_compiles_to_what_it_was_written_from(write_gguf: WriteGguf, llama: Any, tmp_path: Path) -> None:
+    result = hfaccel.compile(
+        write_gguf(),
+        output=tmp_path / "out",
+        target="cpu-arm-dotprod",  # no host of these tests: nothing is timed
+        overrides=["quantize.enabled=false"],
+    )
+    ids, tokens = torch.from_numpy(IDS), 16
+    with torch.inference_mode():
+        wanted = llama.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, do_sample=False, eos_token_id=END
+        )
+    compiled = hfaccel.load(result.folder)
+    assert isinstance(compiled, GenerationModel)
+    answer = compiled.generate_ids([IDS[0].tolist()], SamplingSettings(max_new_tokens=tokens))[0]
+    assert answer == wanted[0, IDS.shape[1] :].tolist()
+    assert any("quantized already" in notice for notice in result.manifest["notices"])
