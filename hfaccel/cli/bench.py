@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 _ARTIFACT_NAME = "artifact"
 _DEFAULT_WORKLOAD = "1x16,1x128,8x128"
 _MEBIBYTE = 1024 * 1024
+_ENCODER_DECODERS = ("text2text-generation", "automatic-speech-recognition")
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,8 @@ def bench(
         typer.Option(
             help="Engines to compare with, separated by commas: torch, torch-bf16, torch-compile, onnxruntime-default "
             "(quantize_dynamic), openvino, openvino-int8 (NNCF), ctranslate2 (int8). For text generation: torch, "
-            "onnxruntime-genai=FOLDER (a folder with genai_config.json). Empty: none. What is not installed is said."
+            "onnxruntime-genai=FOLDER (a folder with genai_config.json); for encoder-decoders: torch, ctranslate2. Empty: none. "
+            "What is not installed is said."
         ),
     ] = "torch",
     model: Annotated[str | None, typer.Option(help="Source checkpoint of the engines; default: that of the manifest.")] = None,
@@ -64,9 +66,12 @@ def bench(
         str | None,
         typer.Option(
             help=f"Points of batch x tokens, default {_DEFAULT_WORKLOAD}, with --stream none; for text generation "
-            "prompt+new tokens, default 128+128.",
+            "prompt+new tokens, default 128+128; for text to text source+new tokens, default 128+32.",
             show_default=False,
         ),
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Speech: sounds to transcribe, as compile reads them, e.g. CSV with audio and text.")
     ] = None,
     end_to_end: Annotated[bool, typer.Option("--end-to-end", help="Time only from text to answer.")] = False,
     graph_only: Annotated[bool, typer.Option("--graph-only", help="Time only the graph, on ready-made token ids.")] = False,
@@ -108,7 +113,14 @@ def bench(
     hfaccel bench OUT --against torch,onnxruntime-genai=FOLDER --workload 128+128
 
     hfaccel bench OUT --ladder --plot way.svg
+
+    Where OUT is an encoder-decoder, of text or of speech:
+
+    hfaccel bench OUT --against torch,ctranslate2 --workload 128+32
+
+    hfaccel bench OUT --against torch,ctranslate2 --data speech.csv
     """
+    from hfaccel.cli.bench_encoder_decoder import bench_encoder_decoder
     from hfaccel.cli.bench_generation import GenerationBench, bench_generation_model
     from hfaccel.measure.contenders import check_lengths, example_inputs
     from hfaccel.measure.host import busy_warning, load_average
@@ -120,10 +132,15 @@ def bench(
     manifest = _read_manifest(artifact, ladder=ladder)
     threads = _threads(manifest)
     source = model or _source_of(manifest)
-    if _generates(manifest):
-        only_for_texts = {"--end-to-end": end_to_end, "--graph-only": graph_only}
-        only_for_texts |= {"--stream": stream is not None, "--calibration": calibration is not None}
-        generation = GenerationBench(artifact, manifest, workload, source, threads, seconds, plot, trust_remote_code)
+    task = _task(manifest)
+    only_for_texts = {"--end-to-end": end_to_end, "--graph-only": graph_only}
+    only_for_texts |= {"--stream": stream is not None, "--calibration": calibration is not None}
+    generation = GenerationBench(artifact, manifest, workload, source, threads, seconds, plot, trust_remote_code)
+    if task in _ENCODER_DECODERS:
+        bench_encoder_decoder(output, generation, against, data=data, refused={**only_for_texts, "--ladder": ladder})
+        return
+    _refuse_data(data, artifact)
+    if task == "text-generation":
         bench_generation_model(output, generation, against, ladder=ladder, refused=only_for_texts)
         return
     _refuse_ladder(ladder, artifact)
@@ -170,10 +187,19 @@ def _read_manifest(artifact: Path, *, ladder: bool) -> dict[str, Any]:
     return read_manifest(artifact)
 
 
-def _generates(manifest: dict[str, Any]) -> bool:
-    """Whether the artifact generates text; a manifest that does not say is left to what loads it."""
+def _task(manifest: dict[str, Any]) -> object:
+    """What the artifact is for; a manifest that does not say is left to what loads it."""
     contract = manifest.get("contract")
-    return isinstance(contract, dict) and contract.get("task") == "text-generation"
+    return contract.get("task") if isinstance(contract, dict) else None
+
+
+def _refuse_data(data: str | None, artifact: Path) -> None:
+    if data is not None:
+        raise UsageError(
+            f"the option is for speech models, and {artifact} is none",
+            where="--data",
+            hint="leave it out; real texts of models that read are timed with --stream",
+        )
 
 
 def _refuse_ladder(ladder: bool, artifact: Path) -> None:

@@ -82,7 +82,7 @@ def _bench_engines(output: Output, asked: GenerationBench, against: str) -> None
 
     peers = parse_decoder_peers(against)
     requests, model = _open(asked)
-    context = _context(output, asked)
+    context = bench_context(output, asked)
     engines = open_decoders(
         peers,
         ArtifactEngine(model.decoder),
@@ -104,11 +104,11 @@ def _bench_engines(output: Output, asked: GenerationBench, against: str) -> None
     )
     not_compared = [*engines.absent, *dict.fromkeys(failures)]
     output.result({**context, "not_compared": [item.to_json() for item in not_compared], "rows": [row.to_json() for row in rows]})
-    output.table(_title(context), COLUMNS, [row.cells() for row in rows])
+    output.table(machine_title(context), COLUMNS, [row.cells() for row in rows])
     for item in not_compared:
         output.line(f"{item.name}: {item.reason}")
     output.line(f"files: {context['size_bytes'] / _MEBIBYTE:.1f} MiB")
-    _draw(output, asked, lambda path, title: draw_generation(rows, path, title=title))
+    draw_plot(output, asked, lambda path, title: draw_generation(rows, path, title=title))
 
 
 def _bench_ladder(output: Output, asked: GenerationBench) -> None:
@@ -127,7 +127,7 @@ def _bench_ladder(output: Output, asked: GenerationBench) -> None:
         raise MissingExtraError(package, extra="compile", needed_for="bench --ladder")
     with cached_stages(asked.manifest) as stages:
         check_stages(stages, asked.manifest, asked.folder)
-        context = _context(output, asked)
+        context = bench_context(output, asked)
         output.step("opening every step")
         source = _load_source(asked)
         way = DecoderWay(asked.folder, model, asked.manifest, source, stages, requests[0], asked.threads)
@@ -136,10 +136,10 @@ def _bench_ladder(output: Output, asked: GenerationBench) -> None:
         rows = run_ladder(rungs, new_tokens=requests[0].new, seconds=asked.seconds)
     output.result({**context, "workload": str(requests[0]), "ladder": [row.to_json() for row in rows]})
     what = f"one request: about {requests[0].prompt} tokens of text in, {requests[0].new} new tokens, greedy"
-    output.table(f"{what}; {_title(context)}", COLUMNS, [row.cells() for row in rows])
+    output.table(f"{what}; {machine_title(context)}", COLUMNS, [row.cells() for row in rows])
     for row in (row for row in rows if row.note):
         output.line(f"* step {row.step}: {row.note}")
-    _draw(output, asked, lambda path, title: draw_ladder(rows, path, title=f"{title}, {requests[0]} tokens"))
+    draw_plot(output, asked, lambda path, title: draw_ladder(rows, path, title=f"{title}, {requests[0]} tokens"))
 
 
 def _open(asked: GenerationBench) -> tuple[tuple[Request, ...], GenerationModel]:
@@ -185,7 +185,7 @@ def _load_source(asked: GenerationBench) -> Any:
     return model.hf_model
 
 
-def _context(output: Output, asked: GenerationBench) -> dict[str, Any]:
+def bench_context(output: Output, asked: GenerationBench) -> dict[str, Any]:
     """What a reader of the numbers must know, taken before anything is timed."""
     from hfaccel.measure.host import busy_warning, host_fingerprint, load_average
 
@@ -203,11 +203,13 @@ def _context(output: Output, asked: GenerationBench) -> dict[str, Any]:
     }
 
 
-def _title(context: Mapping[str, Any]) -> str:
+def machine_title(context: Mapping[str, Any]) -> str:
+    """What it was measured on, for the title of a table."""
     return f"{context['host']['cpu']}, {context['threads']} threads"
 
 
-def _draw(output: Output, asked: GenerationBench, draw: Callable[[Path, str], None]) -> None:
+def draw_plot(output: Output, asked: GenerationBench, draw: Callable[[Path, str], None]) -> None:
+    """Draw the picture that was asked for, if one was; ``draw`` is given its path and its title."""
     if asked.plot is not None:
         draw(asked.plot, f"{asked.folder.resolve().name}, {asked.threads} threads")
         output.info(f"picture: {asked.plot}")
