@@ -14,7 +14,6 @@ from hfaccel.runtime.generation.encoder_decoder import EncoderDecoder
 from hfaccel.runtime.generation.model import GenerationModel
 from hfaccel.runtime.generation.text_to_text import TextToTextModel
 from hfaccel.runtime.model import Model
-from hfaccel.runtime.session import GraphSession
 from hfaccel.runtime.speech.model import SpeechModel
 from hfaccel.runtime.tokenizer import TextTokenizer
 
@@ -48,8 +47,8 @@ def load(folder: str | Path) -> Model | GenerationModel | TextToTextModel | Spee
     if Path(graph).name != graph:
         raise IntegrityError(f"the graph {graph!r} is not a file of the folder", where=str(manifest_path))
     if contract.generation is not None and contract.generation.encoder is not None:
-        encoder, decoder = (GraphSession(place / name, settings) for name in (ENCODER_NAME, graph))
-        return answering_model(EncoderDecoder(encoder, decoder, contract.generation), place, contract)
+        parts = EncoderDecoder.open(place / ENCODER_NAME, place / graph, settings, contract.generation)
+        return answering_model(parts, place, contract)
     if contract.generation is not None:
         return GenerationModel(Decoder(place / graph, settings, contract.generation), place, contract)
     tokenizer = TextTokenizer(place / "tokenizer.json", contract.text)

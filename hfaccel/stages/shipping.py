@@ -18,7 +18,6 @@ from hfaccel.runtime.generation.decoder import Decoder
 from hfaccel.runtime.generation.encoder_decoder import EncoderDecoder
 from hfaccel.runtime.generation.model import GenerationModel
 from hfaccel.runtime.model import Model
-from hfaccel.runtime.session import GraphSession
 from hfaccel.runtime.speech.model import SpeechModel
 
 if TYPE_CHECKING:
@@ -103,5 +102,5 @@ def _raw_outputs(
     if generation.encoder is None:
         decoder = Decoder(ctx.workdir / GRAPH_NAME, chosen.session, generation)
         return GenerationModel(decoder, folder, contract).raw_outputs(inputs)
-    encoder, decoder_part = (GraphSession(ctx.workdir / name, chosen.session) for name in (ENCODER_NAME, DECODER_NAME))
-    return answering_model(EncoderDecoder(encoder, decoder_part, generation), folder, contract).raw_outputs(inputs)
+    parts = EncoderDecoder.open(ctx.workdir / ENCODER_NAME, ctx.workdir / DECODER_NAME, chosen.session, generation)
+    return answering_model(parts, folder, contract).raw_outputs(inputs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -61,7 +62,9 @@ class EncoderDecoder:
         Raises:
             IntegrityError: a file is missing, onnxruntime cannot open it, or the graphs are no such pair.
         """
-        encoder, decoder = GraphSession(encoder_path, session_settings), GraphSession(decoder_path, session_settings)
+        # Threads of the one that wait actively after its run would take the cores from the other.
+        shared = replace(session_settings, spin_after_run=False)
+        encoder, decoder = GraphSession(encoder_path, shared), GraphSession(decoder_path, shared)
         return cls(encoder, decoder, generation_settings)
 
     def encode(self, feeds: Mapping[str, np.ndarray]) -> Memory:
