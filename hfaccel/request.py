@@ -12,7 +12,7 @@ from hfaccel.artifact.cache_space import cache_limit_bytes
 from hfaccel.artifact.contract import ENCODER_DECODER_TASKS
 from hfaccel.artifact.store import default_cache_folder
 from hfaccel.errors import HfaccelError, ResourceError, SettingsError, UsageError
-from hfaccel.evaluate.dataset import HOLD_OUT_MINIMUM, Dataset, load_dataset
+from hfaccel.evaluate.dataset import Dataset, load_dataset
 from hfaccel.evaluate.metrics import METRIC_NAMES
 from hfaccel.measure.memory import available_memory_bytes
 from hfaccel.recipe.load import GENERIC_RECIPE, ResolvedRecipe, choose_recipe, load_recipe
@@ -270,8 +270,10 @@ def _load_data(request: CompileRequest, source: SourceModel, recipe: Recipe) -> 
         return None, (), ""
     if source.task in ENCODER_DECODER_TASKS:
         return dataset, (), dataset.sha256  # no rung of theirs is calibrated, and every example counts
-    enough = LANGUAGE_HOLD_OUT if source.task == "text-generation" else HOLD_OUT_MINIMUM
-    calibration, rest = dataset.split_calibration(count, hold_out_from=enough)
+    if source.task == "text-generation":
+        calibration, rest = dataset.without_repeats().split_calibration(count, hold_out_from=LANGUAGE_HOLD_OUT)
+    else:
+        calibration, rest = dataset.split_calibration(count)
     return rest, calibration, dataset.sha256
 
 

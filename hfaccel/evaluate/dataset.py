@@ -64,6 +64,11 @@ class Dataset:
         shared = sum(len(cluster) for cluster in clusters) > len(numbers)
         return tuple(clusters) if shared else None
 
+    def without_repeats(self) -> Dataset:
+        """The first example of each text only: what is calibrated on must not come again among what is judged on."""
+        first = {example.text: example for example in reversed(self.examples)}
+        return replace(self, examples=tuple(example for example in self.examples if first[example.text] is example))
+
     def split_calibration(self, count: int, *, hold_out_from: int = HOLD_OUT_MINIMUM) -> tuple[tuple[TextInput, ...], Dataset]:
         """Texts for calibration (their labels are not looked at) and the data to evaluate on.
 

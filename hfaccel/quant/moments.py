@@ -15,7 +15,7 @@ from hfaccel.runtime.session import GraphSession
 if TYPE_CHECKING:
     import onnx_ir
 
-MOST_BYTES = 160_000_000
+MOST_BYTES = 250_000_000
 """Of moments held at once: a graph that has more is gone through in several passes, each with the earlier products quantized."""
 
 

@@ -106,6 +106,8 @@ class Rung(Section):
         eight_bit: weight-only of decoders: parts whose weights have 8 bits whatever the others have: the head, attention, or the
             second product of feed-forward blocks.
         objectives: the rung competes only where one of these is asked for; empty = always.
+        least_budget: the rung competes only where at least this loss is allowed: with less it is known to be refused, after it has
+            cost its time.
         engine: what runs this candidate.
         inference_precision: openvino: compute what is float in bfloat16; auto does where the target has it in hardware.
         disabled_optimizers: onnxruntime fusions to leave out when this candidate runs.
@@ -133,6 +135,7 @@ class Rung(Section):
     method: Literal["rtn", "k-quant", "gptq"] = "rtn"
     eight_bit: tuple[Part, ...] = ()
     objectives: tuple[Objective, ...] = ()
+    least_budget: float = Field(default=0.0, ge=0, lt=1)
     engine: Engine = "onnxruntime"
     inference_precision: InferencePrecision | Literal["auto"] = "f32"
     disabled_optimizers: tuple[str, ...] = ()
@@ -172,7 +175,7 @@ class Rung(Section):
 
     def quantization(self) -> Rung:
         """This rung with nothing but what makes its graph: rungs that differ in the rest share one graph."""
-        return Rung(**{**self.model_dump(exclude={*_SESSION_FIELDS, "objectives"}), "name": "any"})
+        return Rung(**{**self.model_dump(exclude={*_SESSION_FIELDS, "objectives", "least_budget"}), "name": "any"})
 
     def contradictions(self) -> tuple[tuple[str, str], ...]:
         """Fields that say something which the engine or the scheme of this rung cannot do, each with what is wrong."""

@@ -20,6 +20,7 @@ _NEVER_BUILT = (
     "engine-not-installed",
     "engine-not-wanted",
     "not-supported-by-target",
+    "budget-too-small",
     "not-for-objective",
 )
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from hfaccel.recipe.targets import TargetProfile
 
 NAME: StageName = "quantize"
-REVISION = 9
+REVISION = 10
 LIBRARIES = ("onnx", "onnx-ir", "onnxruntime", "openvino", "tokenizers", "numpy")
 
 GRAPHS = "graphs"
@@ -46,7 +46,8 @@ def settings(recipe: Recipe) -> Mapping[str, Any]:
     """What of the recipe changes the candidates or their timing."""
     ladder = recipe.quantize.model_dump(exclude={"fallback", "search_seconds"})  # the search is of the accuracy stage
     measure = recipe.measure.model_dump(exclude={"max_p95_ms"})  # the final race is of the accuracy stage too
-    return {"quantize": ladder, "measure": measure, "seed": recipe.seed}
+    # The budget says which rungs are worth building.
+    return {"quantize": ladder, "measure": measure, "budget": recipe.accuracy.max_loss, "seed": recipe.seed}
 
 
 def requires(artifact: Artifact | None, ctx: StageContext) -> list[str]:
@@ -129,6 +130,11 @@ def refusal(rung: Rung, recipe: Recipe, target: TargetProfile, *, on_target: boo
     engine, quantize = rung.engine, recipe.quantize
     if not is_for_objective(rung, recipe):
         return "not-for-objective", f"competes only for the objective {' or '.join(rung.objectives)} (--objective)"
+    if recipe.accuracy.max_loss < rung.least_budget and quantize.precision == "auto":
+        budget = (
+            f"needs an accuracy budget of {rung.least_budget:.0%} or more (--max-loss), {recipe.accuracy.max_loss:.2%} was given"
+        )
+        return "budget-too-small", budget
     zero_points = rung.scheme == "weight-only" and rung.weight_only_bits == 4 and not rung.symmetric
     if zero_points and engine == "onnxruntime" and target.machine != "aarch64" and "avx512f" not in target.features:
         detail = f"onnxruntime's kernel for 4 bits with zero points was reported wrong without AVX-512, which {target.name} lacks"

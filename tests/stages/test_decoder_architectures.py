@@ -199,13 +199,14 @@ def test_every_decoder_recipe_has_a_row() -> None:
 def test_the_default_ladder_ships_what_the_gate_admits(tmp_path: Path, write_tokenizer: Callable[..., None], texts: Path) -> None:
     (tmp_path / "model").mkdir()
     make_checkpoint("llama", tmp_path / "model", write_tokenizer)
-    result = compile_decoder(tmp_path / "model", tmp_path / "out", texts)
+    # With less than 2 % allowed 4 bit is not even built.
+    result = compile_decoder(tmp_path / "model", tmp_path / "out", texts, "accuracy.max_loss=0.02")
     candidates = {item["name"]: item for item in result.manifest["candidates"]}
     chosen = candidates[result.manifest["chosen"]]
     for candidate in candidates.values():
         losses = {loss["metric"]: loss for loss in candidate["verdict"]["losses"]}
         assert losses["perplexity"]["examples"] == 6  # texts
-        assert candidate["verdict"]["passed"] == (losses["perplexity"]["upper_bound"] <= 0.01)
+        assert candidate["verdict"]["passed"] == (losses["perplexity"]["upper_bound"] <= 0.02)
         assert candidate is chosen or candidate["reason"]
     assert chosen["verdict"]["passed"]
     assert chosen["precision"] == "int8"

@@ -45,7 +45,13 @@ def _bart_like(kind: str, **options: Any) -> Any:
     }[kind]
     sizes = {"d_model": HEADS * HEAD_SIZE, "encoder_layers": LAYERS, "decoder_layers": LAYERS, "max_position_embeddings": 48}
     wide = {"encoder_ffn_dim": 40, "decoder_ffn_dim": 40, "encoder_attention_heads": HEADS, "decoder_attention_heads": HEADS}
-    ids = {"vocab_size": VOCABULARY, "pad_token_id": 98, "eos_token_id": 0, "decoder_start_token_id": 98, "forced_eos_token_id": 0}
+    ids = {
+        "vocab_size": VOCABULARY,
+        "pad_token_id": 98,
+        "eos_token_id": 0,
+        "decoder_start_token_id": 98,
+        "forced_eos_token_id": 0,
+    }
     return getattr(transformers, model)(getattr(transformers, config)(**sizes, **wide, **ids, **options))
 
 

@@ -251,3 +251,13 @@ def test_folders_of_sound_and_lone_sound_files_need_a_table(tmp_path: Path) -> N
 def write(path: Path, content: str) -> Path:
     path.write_text(content, encoding="utf-8")
     return path
+
+
+def test_repeated_texts_are_calibrated_on_or_judged_on_but_not_both(tmp_path: Path) -> None:
+    path = tmp_path / "texts.txt"
+    path.write_text("".join(f"text {number % 20}\n" for number in range(30)), encoding="utf-8")
+    data = load_dataset(str(path), task="text-generation", columns={}, labels=(), max_examples=100, seed=0)
+    calibration, rest = data.without_repeats().split_calibration(5, hold_out_from=16)
+    assert len(calibration) == 5
+    assert len(rest.examples) == 15
+    assert not {str(text) for text in calibration} & {str(text) for text in rest.texts()}

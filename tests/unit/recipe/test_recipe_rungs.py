@@ -192,3 +192,18 @@ def test_four_bits_with_zero_points_need_a_kernel_that_is_right(target: str, com
     refused = refusal(made, RECIPE, BY_NAME[target], on_target=False)
     assert (refused is None) == competes
     assert refusal(rung(scheme="weight-only", weight_only_bits=4), RECIPE, BY_NAME[target], on_target=False) is None
+
+
+@pytest.mark.parametrize(
+    ("sets", "competes"),
+    [
+        ({"accuracy.max_loss": 0.01}, False),
+        ({"accuracy.max_loss": 0.05}, True),
+        ({"accuracy.max_loss": 0.01, "quantize.precision": "int4"}, True),  # demanded: its loss is to be seen
+    ],
+)
+def test_a_rung_that_would_be_refused_is_not_built(sets: dict[str, object], competes: bool) -> None:
+    recipe = load_recipe("decoder", sets=sets).recipe
+    refused = refusal(rung(least_budget=0.05), recipe, BFLOAT16, on_target=True)
+    assert (refused is None) == competes
+    assert refused is None or refused[0] == "budget-too-small"
