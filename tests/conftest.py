@@ -98,7 +98,7 @@ def tiny_decoder(tmp_path_factory: pytest.TempPathFactory, write_tokenizer: Writ
 
 
 @pytest.fixture(scope="session")
-def tiny_whisper(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_whisper(tmp_path_factory: pytest.TempPathFactory, enlarge: Callable[[Any], None]) -> Path:
     """A random Whisper that listens to a second at once and knows bytes: token 256 ends a transcript, 257 begins it."""
     import torch
     import transformers
@@ -123,7 +123,7 @@ def tiny_whisper(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tie_word_embeddings=False, suppress_tokens=None, begin_suppress_tokens=None, **ends,
     )  # fmt: skip
     model = transformers.WhisperForConditionalGeneration(config)
-    _enlarge(model)
+    enlarge(model)
     times = {"no_timestamps_token_id": no_times, "return_timestamps": False, "is_multilingual": False}
     model.generation_config = transformers.GenerationConfig(max_length=48, **ends, **times)
     model.save_pretrained(folder)
@@ -131,18 +131,22 @@ def tiny_whisper(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _enlarge(model: Any) -> None:
-    """Random weights, larger than those that training starts from; sound counts for much."""
+@pytest.fixture(scope="session")
+def enlarge() -> Callable[[Any], None]:
+    """Gives an encoder-decoder random weights larger than those that training starts from; its source counts for much."""
     import torch
 
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.ndim == 1:
-                parameter.add_(torch.randn_like(parameter) * 0.1)
-            elif parameter.requires_grad:  # tables of sines are not
-                parameter.normal_(0, 0.6 if "embed_positions" in name else 0.2)
-            if "encoder_attn.q_proj.weight" in name or "encoder_attn.out_proj.weight" in name:
-                parameter.mul_(3)
+    def change(model: Any) -> None:
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if parameter.ndim == 1:
+                    parameter.add_(torch.randn_like(parameter) * 0.1)
+                elif parameter.requires_grad:  # tables of sines are not
+                    parameter.normal_(0, 0.6 if "embed_positions" in name else 0.2)
+                if "encoder_attn.q_proj.weight" in name or "encoder_attn.out_proj.weight" in name:
+                    parameter.mul_(3)
+
+    return change
 
 
 @pytest.fixture(scope="session")

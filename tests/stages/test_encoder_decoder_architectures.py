@@ -45,26 +45,22 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 }
 
 
-def make_varied(model: Any) -> None:
-    """Random weights, larger than those that training starts from; sound counts for much."""
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.ndim == 1:
-                parameter.add_(torch.randn_like(parameter) * 0.1)
-            elif parameter.requires_grad:  # tables of sines are not
-                parameter.normal_(0, 0.6 if "embed_positions" in name else 0.2)
-            if "encoder_attn.q_proj.weight" in name or "encoder_attn.out_proj.weight" in name:
-                parameter.mul_(3)
+Make = Callable[[str, Path], None]
 
 
-def make_checkpoint(model_type: str, folder: Path, write_tokenizer: Callable[..., None]) -> None:
-    torch.manual_seed(0)
-    ids = {"vocab_size": WORDS, "pad_token_id": 0, "decoder_start_token_id": 2, "eos_token_id": 3}
-    config = transformers.AutoConfig.for_model(model_type, **{**ids, **ARCHITECTURES[model_type]})
-    model = transformers.AutoModelForSeq2SeqLM.from_config(config)
-    make_varied(model)
-    model.save_pretrained(folder)
-    write_tokenizer(folder, words=WORDS, settings={"model_max_length": 48})
+@pytest.fixture
+def make_checkpoint(write_tokenizer: Callable[..., None], enlarge: Callable[[Any], None]) -> Make:
+    def make(model_type: str, folder: Path) -> None:
+        folder.mkdir()
+        torch.manual_seed(0)
+        ids = {"vocab_size": WORDS, "pad_token_id": 0, "decoder_start_token_id": 2, "eos_token_id": 3}
+        config = transformers.AutoConfig.for_model(model_type, **{**ids, **ARCHITECTURES[model_type]})
+        model = transformers.AutoModelForSeq2SeqLM.from_config(config)
+        enlarge(model)
+        model.save_pretrained(folder)
+        write_tokenizer(folder, words=WORDS, settings={"model_max_length": 48})
+
+    return make
 
 
 def sources() -> list[str]:
@@ -106,10 +102,9 @@ def answers_of_transformers(checkpoint: Path) -> list[str]:
 
 @pytest.mark.parametrize("model_type", ARCHITECTURES)
 def test_answers_are_those_of_transformers_alone_and_in_a_ragged_batch(
-    model_type: str, tmp_path: Path, write_tokenizer: Callable[..., None], pairs: Path
+    model_type: str, tmp_path: Path, make_checkpoint: Make, pairs: Path
 ) -> None:
-    (tmp_path / "model").mkdir()
-    make_checkpoint(model_type, tmp_path / "model", write_tokenizer)
+    make_checkpoint(model_type, tmp_path / "model")
     result = compile_one(tmp_path / "model", tmp_path / "out", pairs, "quantize.enabled=false")
     expected = answers_of_transformers(tmp_path / "model")
     assert all(len(answer.split()) > 15 for answer in expected)
@@ -129,9 +124,8 @@ def test_every_recipe_has_a_row() -> None:
     assert stated == {*ARCHITECTURES, "whisper"}
 
 
-def test_the_default_ladder_ships_what_the_gate_admits(tmp_path: Path, write_tokenizer: Callable[..., None], pairs: Path) -> None:
-    (tmp_path / "model").mkdir()
-    make_checkpoint("bart", tmp_path / "model", write_tokenizer)
+def test_the_default_ladder_ships_what_the_gate_admits(tmp_path: Path, make_checkpoint: Make, pairs: Path) -> None:
+    make_checkpoint("bart", tmp_path / "model")
     result = compile_one(tmp_path / "model", tmp_path / "out", pairs, "accuracy.max_loss=0.2")
     judged = {item["name"]: item for item in result.manifest["candidates"]}
     assert set(judged) == {"float", "int8-per-part", "int8-blocks", "dynamic-per-channel"}
@@ -179,10 +173,7 @@ def test_a_speech_model_is_not_judged_without_recordings(tmp_path: Path, tiny_wh
     assert not (tmp_path / "out").exists()
 
 
-def test_an_encoder_decoder_cannot_be_traced_and_says_so(
-    tmp_path: Path, write_tokenizer: Callable[..., None], pairs: Path
-) -> None:
-    (tmp_path / "model").mkdir()
-    make_checkpoint("bart", tmp_path / "model", write_tokenizer)
+def test_an_encoder_decoder_cannot_be_traced_and_says_so(tmp_path: Path, make_checkpoint: Make, pairs: Path) -> None:
+    make_checkpoint("bart", tmp_path / "model")
     with pytest.raises(ExportError, match="not traced"):
         compile_one(tmp_path / "model", tmp_path / "out", pairs, "export.exporters=[torch]")
