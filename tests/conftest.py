@@ -282,6 +282,12 @@ def pii_sentences(real_asset: RealAsset) -> Path:
 
 
 @pytest.fixture(scope="session")
+def smollm2_checkpoint(real_asset: RealAsset) -> Path:
+    """Chat model, Llama of 30 layers, hidden size 576."""
+    return real_asset("smollm2-135m-instruct", "checkpoints/smollm2-135m-instruct")
+
+
+@pytest.fixture(scope="session")
 def whisper_checkpoint(real_asset: RealAsset) -> Path:
     """Speech recognition, English, 4 + 4 layers, hidden size 384."""
     return real_asset("whisper-tiny.en", "checkpoints/whisper-tiny.en")

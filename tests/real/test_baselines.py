@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import wave
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -80,14 +79,13 @@ def test_sentiment_probe_beats_chance_by_far(sentiment_checkpoint: Path, movie_r
     assert right / len(rows) == pytest.approx(0.758, abs=0.01)
 
 
-def test_smollm2_reads_the_news_as_well_as_it_should(real_asset: Callable[[str, str], Path]) -> None:
+def test_smollm2_reads_the_news_as_well_as_it_should(smollm2_checkpoint: Path, lee_background: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    checkpoint = real_asset("smollm2-135m-instruct", "checkpoints/smollm2-135m-instruct")
-    texts = real_asset("lee", "data/lee-background.txt").read_text(encoding="utf-8").splitlines()
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-    model = AutoModelForCausalLM.from_pretrained(checkpoint).eval()
+    texts = lee_background.read_text(encoding="utf-8").splitlines()
+    tokenizer = AutoTokenizer.from_pretrained(smollm2_checkpoint)
+    model = AutoModelForCausalLM.from_pretrained(smollm2_checkpoint).eval()
     source: list[WindowScores] = []
     for window in cut_windows([tokenizer(text)["input_ids"] for text in texts[:12]], length=512):
         with torch.no_grad():
@@ -98,7 +96,7 @@ def test_smollm2_reads_the_news_as_well_as_it_should(real_asset: Callable[[str, 
     # With a base of 10000 in the rotary embedding, which a reader that finds no rope_theta takes, it would be about 10 % higher.
     assert perplexity(source) == pytest.approx(34.0, abs=0.1)
     assert model.lm_head.weight is model.model.embed_tokens.weight
-    assert json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))["rope_theta"] == 100_000
+    assert json.loads((smollm2_checkpoint / "config.json").read_text(encoding="utf-8"))["rope_theta"] == 100_000
     prompt = tokenizer.apply_chat_template([{"role": "user", "content": "Hello"}], tokenize=False, add_generation_prompt=True)
     assert prompt.endswith("<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n")
 

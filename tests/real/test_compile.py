@@ -74,3 +74,39 @@ def test_pii_tagger_keeps_its_entities(rampart_checkpoint: Path, pii_sentences: 
     assert answer.returncode == 0, answer.stderr
     assert "GIVEN_NAME" in answer.stdout
     assert "jane" in answer.stdout.lower()
+
+
+def run_and_read(folder: Path, *arguments: str | Path) -> str:
+    """What ``hfaccel run`` prints."""
+    command = [sys.executable, "-m", "hfaccel", "run", str(folder), *map(str, arguments)]
+    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr
+    return finished.stdout
+
+
+def test_a_chat_model_answers_as_it_streams(smollm2_checkpoint: Path, lee_background: Path, cache: Path, tmp_path: Path) -> None:
+    manifest = compile_real(cache, tmp_path / "out", smollm2_checkpoint, "--data", lee_background, "--workload", "32+4")
+    assert chosen_loss(manifest)["metric"] == "perplexity"
+    reasons = {item["name"]: item["reason"] for item in manifest["candidates"]}
+    assert reasons["int4-gptq"] == "budget-too-small"
+    if manifest["precision"] == "int8":
+        assert chosen_loss(manifest)["upper_bound"] <= 0.01
+        assert sum(item["size_bytes"] for item in manifest["files"] if "onnx" in item["path"]) < 200e6
+    asked = ("What is the capital of France?", "--max-new-tokens", "24")
+    streamed = run_and_read(tmp_path / "out", *asked, "--stream")
+    assert "Paris" in streamed
+    assert streamed.strip() == run_and_read(tmp_path / "out", *asked).strip()
+
+
+def test_a_speech_model_writes_down_what_is_said(whisper_checkpoint: Path, librivox: Path, cache: Path, tmp_path: Path) -> None:
+    options = ("--max-loss", "10%", "--workload", "30+8", "--set", "measure.seconds_per_point=0.5")
+    manifest = compile_real(cache, tmp_path / "out", whisper_checkpoint, "--data", librivox, *options)
+    by_name = {item["name"]: item for item in manifest["candidates"]}
+    answers = by_name["float"]["verdict"]["answers"]
+    assert answers["metric"] == "wer"
+    assert answers["examples"] == 5
+    assert answers["source"] == answers["candidate"] < 0.1
+    assert abs(by_name["int8-blocks"]["verdict"]["losses"][0]["loss"]) < 0.05
+    clip = sorted((librivox.parent / "librivox").glob("*.wav"))[0]
+    assert "john dashwood had then leisure" in run_and_read(tmp_path / "out", clip).lower()
+    assert run_and_read(tmp_path / "out", clip, "--timestamps").startswith("[   0.00 -")
