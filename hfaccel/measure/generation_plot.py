@@ -78,7 +78,7 @@ def draw_ladder(rows: Sequence[LadderRow], path: Path, *, title: str) -> None:
     for position, (row, time_ms) in enumerate(zip(rows, times, strict=True)):
         axes.bar(position, time_ms - floor, 0.7, bottom=floor, color="C0")
         axes.annotate(
-            f"{time_ms:.4g} ms", (position, time_ms), xytext=(0, -10), textcoords="offset points", ha="center", color="w"
+            f"{time_ms:,.0f} ms", (position, time_ms), xytext=(0, -10), textcoords="offset points", ha="center", color="w"
         )
         if row.factor is not None:
             before = times[position - 1]
@@ -91,7 +91,7 @@ def draw_ladder(rows: Sequence[LadderRow], path: Path, *, title: str) -> None:
             axes.annotate(label, (position, top), xytext=(0, 3), textcoords="offset points", ha="center", va="bottom")
     names = [textwrap.fill(f"{row.step} {row.what}{' *' if row.note else ''}", _WRAP_AT) for row in rows]
     axes.set_xticks(range(len(rows)), names, fontsize=8)
-    axes.set_ylim(floor, max(times) * 1.5)
+    axes.set_ylim(floor, max(times) * 3)  # room for what stands over the highest bar
     axes.set_ylabel("milliseconds for the request (median)")
     notes = "\n".join(f"* step {row.step}: {row.note}" for row in rows if row.note)
     axes.set_xlabel(f"{rows[-1].total:.2f}x in all\n{notes}".rstrip(), fontsize=8)
