@@ -46,8 +46,10 @@ def settings(recipe: Recipe) -> Mapping[str, Any]:
     """What of the recipe changes the candidates or their timing."""
     ladder = recipe.quantize.model_dump(exclude={"fallback", "search_seconds"})  # the search is of the accuracy stage
     measure = recipe.measure.model_dump(exclude={"max_p95_ms"})  # the final race is of the accuracy stage too
-    # The budget says which rungs are worth building.
-    return {"quantize": ladder, "measure": measure, "budget": recipe.accuracy.max_loss, "seed": recipe.seed}
+    hopeless = [
+        rung.name for rung in recipe.quantize.ladder if _is_hopeless(rung, recipe)
+    ]  # the budget itself changes nothing else
+    return {"quantize": ladder, "measure": measure, "hopeless": hopeless, "seed": recipe.seed}
 
 
 def requires(artifact: Artifact | None, ctx: StageContext) -> list[str]:
@@ -118,6 +120,11 @@ def is_for_objective(rung: Rung, recipe: Recipe) -> bool:
     return not rung.objectives or bool(objectives & set(rung.objectives))
 
 
+def _is_hopeless(rung: Rung, recipe: Recipe) -> bool:
+    """Whether a rung would be refused for its loss; one that is demanded is built, so that its loss is seen."""
+    return recipe.accuracy.max_loss < rung.least_budget and recipe.quantize.precision == "auto"
+
+
 def refusal(rung: Rung, recipe: Recipe, target: TargetProfile, *, on_target: bool) -> tuple[Reason, str] | None:
     """Why a rung's engine, precision or purpose keeps it from competing here, or None.
 
@@ -130,7 +137,7 @@ def refusal(rung: Rung, recipe: Recipe, target: TargetProfile, *, on_target: boo
     engine, quantize = rung.engine, recipe.quantize
     if not is_for_objective(rung, recipe):
         return "not-for-objective", f"competes only for the objective {' or '.join(rung.objectives)} (--objective)"
-    if recipe.accuracy.max_loss < rung.least_budget and quantize.precision == "auto":
+    if _is_hopeless(rung, recipe):
         budget = (
             f"needs an accuracy budget of {rung.least_budget:.0%} or more (--max-loss), {recipe.accuracy.max_loss:.2%} was given"
         )
