@@ -92,9 +92,9 @@ def test_a_chat_model_answers_as_it_streams(smollm2_checkpoint: Path, lee_backgr
     if manifest["precision"] == "int8":
         assert chosen_loss(manifest)["upper_bound"] <= 0.01
         assert sum(item["size_bytes"] for item in manifest["files"] if "onnx" in item["path"]) < 200e6
-    asked = ("What is the capital of France?", "--max-new-tokens", "24")
+    asked = ("Write one sentence about the sea.", "--max-new-tokens", "24")
     streamed = run_and_read(tmp_path / "out", *asked, "--stream")
-    assert "Paris" in streamed
+    assert "sea" in streamed
     assert streamed.strip() == run_and_read(tmp_path / "out", *asked).strip()
 
 
