@@ -16,16 +16,18 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from contextlib import AbstractContextManager
 
+    from hfaccel.cli.bench_frame import BenchRequest
     from hfaccel.measure.bench import Mode, Row
     from hfaccel.measure.fresh_process import FreshProcess
     from hfaccel.measure.peers import PeerName
-    from hfaccel.measure.peers.open import OpenPeers
+    from hfaccel.measure.peers.open import Absent, OpenPeers
     from hfaccel.measure.stream import StreamRow
     from hfaccel.measure.workload import Point
     from hfaccel.runtime.model import Model
     from hfaccel.runtime.tokenizer import Text
 
 _ARTIFACT_NAME = "artifact"
+_DEFAULT_PEER = "torch"
 _DEFAULT_WORKLOAD = "1x16,1x128,8x128"
 _MEBIBYTE = 1024 * 1024
 _ENCODER_DECODERS = ("text2text-generation", "automatic-speech-recognition")
@@ -53,14 +55,15 @@ class _Asked:
 def bench(
     artifact: Annotated[Path, typer.Argument(metavar="OUT", help="Folder that hfaccel compile made.")],
     against: Annotated[
-        str,
+        str | None,
         typer.Option(
+            show_default=_DEFAULT_PEER,
             help="Engines to compare with, separated by commas: torch, torch-bf16, torch-compile, onnxruntime-default "
             "(quantize_dynamic), openvino, openvino-int8 (NNCF), ctranslate2 (int8). For text generation: torch, "
             "onnxruntime-genai=FOLDER (a folder with genai_config.json); for encoder-decoders: torch, ctranslate2. Empty: none. "
-            "What is not installed is said."
+            "What is not installed is said.",
         ),
-    ] = "torch",
+    ] = None,
     model: Annotated[str | None, typer.Option(help="Source checkpoint of the engines; default: that of the manifest.")] = None,
     workload: Annotated[
         str | None,
@@ -88,8 +91,9 @@ def bench(
         bool,
         typer.Option(
             "--ladder",
-            help="Text generation: time the way from transformers without a cache to the artifact, step by step, in place of "
-            "engines. It needs the float graphs in the stage cache.",
+            help="In place of engines: time the way from transformers out of the box to the artifact, step by step. Text "
+            "generation begins without a key-value cache; models that read begin with each text padded to the longest length "
+            "and a tokenizer in Python, on the texts of --stream or a packaged sample. It needs the float graphs in the stage cache.",
         ),
     ] = False,
     plot: Annotated[Path | None, typer.Option(help="Draw the medians into this .png or .svg file.")] = None,
@@ -108,11 +112,13 @@ def bench(
 
     hfaccel bench OUT --against torch,openvino --stream texts.csv --batch 32 --json
 
+    hfaccel bench OUT --ladder --stream texts.csv --plot way.svg
+
     Where OUT generates text:
 
     hfaccel bench OUT --against torch,onnxruntime-genai=FOLDER --workload 128+128
 
-    hfaccel bench OUT --ladder --plot way.svg
+    hfaccel bench OUT --ladder --workload 128+128 --plot way.svg
 
     Where OUT is an encoder-decoder, of text or of speech:
 
@@ -121,9 +127,10 @@ def bench(
     hfaccel bench OUT --against torch,ctranslate2 --data speech.csv
     """
     from hfaccel.cli.bench_encoder_decoder import bench_encoder_decoder
-    from hfaccel.cli.bench_generation import GenerationBench, bench_generation_model
+    from hfaccel.cli.bench_frame import BenchRequest, bench_context, draw_plot
+    from hfaccel.cli.bench_generation import bench_generation_model
+    from hfaccel.cli.bench_ladder import bench_encoder_ladder, check_ladder
     from hfaccel.measure.contenders import check_lengths, example_inputs
-    from hfaccel.measure.host import busy_warning, load_average
     from hfaccel.measure.peers import parse_peers
     from hfaccel.measure.plot import check_plot_path, draw
     from hfaccel.measure.workload import Point, parse_workload
@@ -135,44 +142,38 @@ def bench(
     task = _task(manifest)
     only_for_texts = {"--end-to-end": end_to_end, "--graph-only": graph_only}
     only_for_texts |= {"--stream": stream is not None, "--calibration": calibration is not None}
-    generation = GenerationBench(artifact, manifest, workload, source, threads, seconds, plot, trust_remote_code)
+    request = BenchRequest(artifact, manifest, workload, source, threads, seconds, plot, trust_remote_code)
+    engines = _DEFAULT_PEER if against is None else against
     if task in _ENCODER_DECODERS:
-        bench_encoder_decoder(output, generation, against, data=data, refused={**only_for_texts, "--ladder": ladder})
+        bench_encoder_decoder(output, request, engines, data=data, refused={**only_for_texts, "--ladder": ladder})
         return
     _refuse_data(data, artifact)
+    if ladder:
+        check_ladder(against)
     if task == "text-generation":
-        bench_generation_model(output, generation, against, ladder=ladder, refused=only_for_texts)
+        bench_generation_model(output, request, engines, ladder=ladder, refused=only_for_texts)
         return
-    _refuse_ladder(ladder, artifact)
+    if ladder:
+        not_timed = {name: is_given for name, is_given in only_for_texts.items() if name != "--stream"}
+        bench_encoder_ladder(output, request, stream, batch, refused={**not_timed, "--workload": workload is not None})
+        return
     wanted = _DEFAULT_WORKLOAD if workload is None and stream is None else workload
     points = () if wanted is None else parse_workload(wanted)
-    peer_names = parse_peers(against)
+    peer_names = parse_peers(engines)
     asked = _Asked(points, _modes(end_to_end, graph_only), seconds, batch)
     if plot is not None:
         check_plot_path(plot)
     opened = _load_reader(artifact)
     check_lengths(points, opened.contract)
     texts = _read_texts(opened, stream, calibration)
-    load_before = load_average()
-    with _peers(output, peer_names, opened, source, texts, threads, trust_remote_code) as peers:
-        warnings = [warning] if (warning := busy_warning()) else []
-        for warning in warnings:
-            output.warn(warning)
+    context = bench_context(output, request)
+    with _peers(output, peer_names, opened, request, texts) as peers:
         rows, stream_rows, failures = _measure(output, opened, peers, asked, texts)
     output.step("loading in fresh processes")
     fresh = _fresh(artifact, example_inputs(opened, points[0] if points else Point(1, 16), seed=0))
-    context = {
-        "artifact": str(artifact),
-        "threads": threads,
-        "load_average": load_before,
-        "warnings": warnings,
-        "not_compared": [item.to_json() for item in peers.absent] + failures,
-        "size_bytes": sum(int(record["size_bytes"]) for record in manifest["files"]),
-    }
-    _show(output, rows, stream_rows, fresh, context)
-    if plot is not None:
-        draw(rows, plot, title=f"{artifact.resolve().name}, {threads} threads", stream=stream_rows)
-        output.info(f"picture: {plot}")
+    not_compared = [item.to_json() for item in (*peers.absent, *failures)]
+    _show(output, rows, stream_rows, fresh, {**context, "not_compared": not_compared})
+    draw_plot(output, request, lambda path, title: draw(rows, path, title=title, stream=stream_rows))
 
 
 def _read_manifest(artifact: Path, *, ladder: bool) -> dict[str, Any]:
@@ -199,15 +200,6 @@ def _refuse_data(data: str | None, artifact: Path) -> None:
             f"the option is for speech models, and {artifact} is none",
             where="--data",
             hint="leave it out; real texts of models that read are timed with --stream",
-        )
-
-
-def _refuse_ladder(ladder: bool, artifact: Path) -> None:
-    if ladder:
-        raise UsageError(
-            f"the ladder is for models that generate text, and {artifact} generates none",
-            where="--ladder",
-            hint="compare engines instead, e.g. --against torch,onnxruntime-default",
         )
 
 
@@ -248,59 +240,52 @@ def _peers(
     output: Output,
     names: Sequence[PeerName],
     opened: Model,
-    source: str | None,
+    request: BenchRequest,
     texts: _Texts,
-    threads: int,
-    trust_remote_code: bool,
 ) -> AbstractContextManager[OpenPeers]:
     from hfaccel.measure.peers.open import OpenPeers, open_peers
 
     if not names:
         return nullcontext(OpenPeers((), (), None))
-    if source is None:
+    if request.source is None:
         raise UsageError(
             "the manifest names no source checkpoint to compare with", where="--model", hint="give --model CHECKPOINT"
         )
     return open_peers(
         names,
-        source,
+        request.source,
         opened,
-        threads=threads,
+        threads=request.threads,
         check_texts=texts.check,
         calibration=texts.calibration,
-        trust_remote_code=trust_remote_code,
+        trust_remote_code=request.trust_remote_code,
         on_step=output.step,
     )
 
 
 def _measure(
     output: Output, opened: Model, peers: OpenPeers, asked: _Asked, texts: _Texts
-) -> tuple[Sequence[Row], Sequence[StreamRow], list[dict[str, str]]]:
+) -> tuple[Sequence[Row], Sequence[StreamRow], list[Absent]]:
     """Rows of the grid, rows of the stream, and which peers failed on the way."""
+    from hfaccel.cli.bench_frame import stopwatch
     from hfaccel.measure.bench import run_bench
     from hfaccel.measure.contenders import contender
-    from hfaccel.measure.peers.open import Absent, one_line
     from hfaccel.measure.stream import run_stream, stream_runs
 
     for item in peers.absent:
         output.warn(f"{item.name}: {item.reason}")
-    failures: list[dict[str, str]] = []
-
-    def failed(name: str, error: Exception) -> None:
-        failures.append(Absent(name, one_line(error)).to_json())
-
+    failures: list[Absent] = []
+    watch = stopwatch(output, asked.seconds, failures)
     rows: Sequence[Row] = ()
     stream_rows: Sequence[StreamRow] = ()
     if asked.points:
         own = contender(_ARTIFACT_NAME, opened, likeness=peers.artifact_likeness)
         others = [contender(peer.label, peer.model, likeness=peer.likeness) for peer in peers.peers]
-        rows = run_bench(
-            own, others, asked.points, modes=asked.modes, seconds=asked.seconds, on_step=output.step, on_failure=failed
-        )
+        rows = run_bench(own, others, asked.points, modes=asked.modes, watch=watch)
     if texts.stream:
         likeness = peers.artifact_likeness
         runs = stream_runs(_ARTIFACT_NAME, opened, peers.peers, texts.stream, batch=asked.batch, likeness=likeness)
-        stream_rows = run_stream(runs, len(texts.stream), seconds=asked.seconds, on_step=output.step, on_failure=failed)
+        stream_rows = run_stream(runs, len(texts.stream), watch=watch)
     return rows, stream_rows, failures
 
 
@@ -328,21 +313,19 @@ def _fresh(artifact: Path, inputs: Sequence[Any]) -> FreshProcess:
 
 
 def _show(output: Output, rows: Sequence[Row], stream: Sequence[StreamRow], fresh: FreshProcess, context: dict[str, Any]) -> None:
+    from hfaccel.cli.bench_frame import machine_title
     from hfaccel.measure.bench import COLUMNS
-    from hfaccel.measure.host import host_fingerprint
     from hfaccel.measure.stream import COLUMNS as STREAM_COLUMNS
 
-    host = host_fingerprint()
     output.result(
         {
             **context,
-            "host": host,
             "rows": [row.to_json() for row in rows],
             "stream": [row.to_json() for row in stream],
             "fresh_process": asdict(fresh),
         }
     )
-    machine = f"{host['cpu']}, {context['threads']} threads"
+    machine = machine_title(context)
     if rows:
         output.table(machine, COLUMNS, [row.cells() for row in rows])
     if stream:

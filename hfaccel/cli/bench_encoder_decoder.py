@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
-from hfaccel.cli.bench_generation import GenerationBench, bench_context, draw_plot, machine_title
+from hfaccel.cli.bench_frame import BenchRequest, bench_context, draw_plot, machine_title, stopwatch
 from hfaccel.cli.output import Output
 from hfaccel.errors import IntegrityError, UsageError
 
@@ -28,7 +28,7 @@ _MEBIBYTE = 1024 * 1024
 
 
 def bench_encoder_decoder(
-    output: Output, asked: GenerationBench, against: str, *, data: str | None, refused: Mapping[str, bool]
+    output: Output, asked: BenchRequest, against: str, *, data: str | None, refused: Mapping[str, bool]
 ) -> None:
     """Time an encoder-decoder against other engines, as the command line asks.
 
@@ -73,13 +73,12 @@ def _refuse(options: Mapping[str, bool], kind: str) -> None:
         raise UsageError(f"the option has no meaning for {kind}", where=option, hint="leave it out")
 
 
-def _bench_texts(output: Output, asked: GenerationBench, names: Sequence[AnswerPeerName]) -> None:
+def _bench_texts(output: Output, asked: BenchRequest, names: Sequence[AnswerPeerName]) -> None:
     """Time sources and answers of the artifact and its peers, interleaved, and show them."""
     from hfaccel.measure.answer_bench import COLUMNS, OpenAnswerer, check_answer_requests, run_answer_bench
     from hfaccel.measure.answerers import ArtifactAnswers
     from hfaccel.measure.decoding import parse_requests
     from hfaccel.measure.generation_plot import draw_generation
-    from hfaccel.measure.peers.open import Absent, one_line
     from hfaccel.measure.plot import check_plot_path
 
     requests = parse_requests((asked.workload or _DEFAULT_WORKLOAD).split(","))
@@ -97,9 +96,7 @@ def _bench_texts(output: Output, asked: GenerationBench, names: Sequence[AnswerP
             opened.peers,
             requests,
             source_of=own.source,
-            seconds=asked.seconds,
-            on_step=output.step,
-            on_failure=lambda name, error: failures.append(Absent(name, one_line(error))),
+            watch=stopwatch(output, asked.seconds, failures),
         )
     not_compared = [*opened.absent, *dict.fromkeys(failures)]
     output.result({**context, "not_compared": [item.to_json() for item in not_compared], "rows": [row.to_json() for row in rows]})
@@ -109,11 +106,10 @@ def _bench_texts(output: Output, asked: GenerationBench, names: Sequence[AnswerP
     draw_plot(output, asked, lambda path, title: draw_generation(rows, path, title=title, parts=("source", "answer")))
 
 
-def _bench_speech(output: Output, asked: GenerationBench, names: Sequence[AnswerPeerName], data: str) -> None:
+def _bench_speech(output: Output, asked: BenchRequest, names: Sequence[AnswerPeerName], data: str) -> None:
     """Let the artifact and its peers transcribe each sound in turn, and show how long it takes."""
     from hfaccel.measure.answerers import ArtifactListener
     from hfaccel.measure.clips import read_clips
-    from hfaccel.measure.peers.open import Absent, one_line
     from hfaccel.measure.speech_bench import OpenListener, run_speech_bench
 
     model = _open_speech(asked)
@@ -129,9 +125,7 @@ def _bench_speech(output: Output, asked: GenerationBench, names: Sequence[Answer
             opened.peers,
             read.clips,
             {"features": own.features, "encoder": own.encoder},
-            seconds=asked.seconds,
-            on_step=output.step,
-            on_failure=lambda name, error: failures.append(Absent(name, one_line(error))),
+            watch=stopwatch(output, asked.seconds, failures),
         )
     _show_speech(output, result, read, [*opened.absent, *failures], {**context, "data": data})
 
@@ -166,7 +160,7 @@ def _show_rest(output: Output, not_compared: Sequence[Absent], context: Mapping[
     output.line(f"files: {context['size_bytes'] / _MEBIBYTE:.1f} MiB")
 
 
-def _open_texts(asked: GenerationBench) -> TextToTextModel:
+def _open_texts(asked: BenchRequest) -> TextToTextModel:
     from hfaccel.runtime.generation.text_to_text import TextToTextModel
     from hfaccel.runtime.load import load
 
@@ -176,7 +170,7 @@ def _open_texts(asked: GenerationBench) -> TextToTextModel:
     return model
 
 
-def _open_speech(asked: GenerationBench) -> SpeechModel:
+def _open_speech(asked: BenchRequest) -> SpeechModel:
     from hfaccel.runtime.load import load
     from hfaccel.runtime.speech.model import SpeechModel
 
@@ -186,12 +180,12 @@ def _open_speech(asked: GenerationBench) -> SpeechModel:
     return model
 
 
-def _other_model(asked: GenerationBench) -> IntegrityError:
+def _other_model(asked: BenchRequest) -> IntegrityError:
     return IntegrityError("the manifest's task does not fit its model", where=str(asked.folder), hint="compile it again")
 
 
 def _answerers(
-    output: Output, asked: GenerationBench, names: Sequence[AnswerPeerName], contract: Contract
+    output: Output, asked: BenchRequest, names: Sequence[AnswerPeerName], contract: Contract
 ) -> AbstractContextManager[AnswerPeers[OpenAnswerer]]:
     from hfaccel.measure.peers.answers import AnswerPeers, open_answerers
 
@@ -208,7 +202,7 @@ def _answerers(
 
 
 def _listeners(
-    output: Output, asked: GenerationBench, names: Sequence[AnswerPeerName], contract: Contract
+    output: Output, asked: BenchRequest, names: Sequence[AnswerPeerName], contract: Contract
 ) -> AbstractContextManager[AnswerPeers[OpenListener]]:
     from hfaccel.measure.peers.answers import AnswerPeers, open_listeners
 

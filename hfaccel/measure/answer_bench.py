@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from hfaccel.errors import ExportError, UsageError
-from hfaccel.measure.bench import NOT_STABLE, PAUSE_S, drop_failing
 from hfaccel.measure.decoding import Request
-from hfaccel.measure.generation_bench import speedup_json
-from hfaccel.measure.timing import PATIENCE, SETTLE_S, Speedup, Timing, compare, interleaved, stay_awake
+from hfaccel.measure.timing import Speedup, Timing, compare
+from hfaccel.measure.verdict import per_second, speedup_cells, speedup_json, token_cells, token_json
+
+if TYPE_CHECKING:
+    from hfaccel.measure.stopwatch import Stopwatch
 
 Part = Literal["source", "answer", "whole"]
 COLUMNS = ("workload", "what", "engine", "tokens/s", "ms/token", "p50 ms", "p95 ms", "speed-up", "at least", "same tokens")
-_MILLISECONDS = 1000.0
 _LEAST_MS = 1e-6
 
 
@@ -61,47 +61,24 @@ class AnswerRow:
     @property
     def tokens_per_second(self) -> float:
         """Speed at the median."""
-        return self.tokens * _MILLISECONDS / self.timing.p50
-
-    @property
-    def ms_per_token(self) -> float:
-        """Milliseconds per token at the median."""
-        return self.timing.p50 / self.tokens
+        return per_second(self.tokens, self.timing)
 
     def cells(self) -> tuple[str, ...]:
         """The row as text, by :data:`COLUMNS`; what was not stable says so instead of giving a number."""
-        timing = self.timing
-        if timing.stable:
-            numbers = [f"{self.tokens_per_second:.1f}", f"{self.ms_per_token:.2f}", f"{timing.p50:.1f}", f"{timing.p95:.1f}"]
-        else:
-            numbers = [NOT_STABLE, "", "", ""]
         same = "" if self.same is None else f"{self.same} of {self.request.new}"
-        return (str(self.request), self.part, self.engine, *numbers, *speedup_cells(self.speedup), same)
+        numbers = (*token_cells(self.tokens, self.timing), *speedup_cells(self.speedup))
+        return (str(self.request), self.part, self.engine, *numbers, same)
 
     def to_json(self) -> dict[str, Any]:
         """The row as plain JSON types, samples included; derived numbers are null where the timing was not stable."""
-        timing, stable = self.timing, self.timing.stable
         return {
             "workload": str(self.request),
             "part": self.part,
             "engine": self.engine,
-            "stable": stable,
-            "tokens": self.tokens,
-            "tokens_per_second": self.tokens_per_second if stable else None,
-            "ms_per_token": self.ms_per_token if stable else None,
-            "p50_ms": timing.p50 if stable else None,
-            "p95_ms": timing.p95 if stable else None,
+            **token_json(self.tokens, self.timing),
             "same_tokens": self.same,
             "artifact_speedup": None if self.speedup is None else speedup_json(self.speedup),
-            "samples_ms": [round(sample, 4) for sample in timing.samples_ms],
         }
-
-
-def speedup_cells(speedup: Speedup | None) -> tuple[str, str]:
-    """Ratio and lower bound, that they are not stable, or nothing for the artifact itself."""
-    if speedup is None:
-        return ("", "")
-    return (f"{speedup.ratio:.2f}x", f"{speedup.lower_bound:.2f}x") if speedup.stable else (NOT_STABLE, "")
 
 
 def less(whole: Timing, *parts: Timing) -> Timing:
@@ -136,12 +113,7 @@ def run_answer_bench(
     requests: Sequence[Request],
     *,
     source_of: Callable[[int], Sequence[int]],
-    seconds: float,
-    pause_s: float = PAUSE_S,
-    on_step: Callable[[str], None] = lambda _: None,
-    on_failure: Callable[[str, Exception], None] = lambda _name, _error: None,
-    clock: Callable[[], float] = time.perf_counter,
-    sleep: Callable[[float], None] = stay_awake,
+    watch: Stopwatch,
 ) -> tuple[AnswerRow, ...]:
     """Time the artifact and its peers in interleaved rounds, all on the same source.
 
@@ -152,35 +124,22 @@ def run_answer_bench(
         peers: what it is compared with.
         requests: tokens of the source, and new ones; see :func:`check_answer_requests`.
         source_of: token ids of a source of so many tokens.
-        seconds: time budget of one part of one request, all engines together.
-        pause_s: pause between runs, see :mod:`hfaccel.measure.timing`.
-        on_step: told what is being timed now.
-        on_failure: told of a peer that fails; it has no row there.
-        clock: seconds, rising.
-        sleep: how to pause.
+        watch: its seconds are for one part of one request; a peer that fails there has no row.
     """
     rows: list[AnswerRow] = []
     everyone = (artifact, *peers)
     for request in requests:
-        on_step(f"timing {request}: {', '.join(item.label for item in everyone)}")
+        watch.on_step(f"timing {request}: {', '.join(item.label for item in everyone)}")
         source = source_of(request.prompt)
         answers: dict[str, list[int]] = {}
-        able = drop_failing({item.label: partial(_checked, item, source, request.new, answers) for item in everyone}, on_failure)
+        able = watch.prepared({item.label: partial(_checked, item, source, request.new, answers) for item in everyone})
         runs = {
             (name, part): partial(_run, engine.answer(source, new))
             for name, engine in ((item.label, item.engine) for item in everyone if item.label in able)
             for part, new in (("source", 1), ("whole", request.new))
         }
         names = {pair: f"{pair[0]}, {pair[1]}" for pair in runs}
-        timings = interleaved(
-            {names[pair]: run for pair, run in runs.items()},
-            seconds=2 * seconds,
-            pause_s=pause_s,
-            settle_s=SETTLE_S,
-            patience=PATIENCE,
-            clock=clock,
-            sleep=sleep,
-        )
+        timings = watch.measure({names[pair]: run for pair, run in runs.items()}, times=2)
         parts = {
             name: _parts(timings[names[name, "source"]], timings[names[name, "whole"]], request)  # of one call
             for name in able

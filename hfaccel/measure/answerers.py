@@ -80,7 +80,9 @@ class ArtifactListener:
 
     def __call__(self, samples: np.ndarray) -> str:
         """From samples to text."""
-        text: str = self._model.transcribe(samples, sampling_rate_hz=self.speech.sampling_rate_hz, num_beams=1).text
+        text: str = self._model.transcribe(
+            samples, sampling_rate_hz=self.speech.sampling_rate_hz, num_beams=1, temperatures=0
+        ).text
         return text
 
     def features(self, clip: Clip) -> Callable[[], None]:

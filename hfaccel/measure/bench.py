@@ -5,25 +5,22 @@ Pure orchestration: it is given functions that run, and knows neither onnxruntim
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from hfaccel.measure.timing import PATIENCE, SETTLE_S, Speedup, Timing, compare, interleaved, stay_awake
+from hfaccel.measure.timing import Speedup, Timing, compare
+from hfaccel.measure.verdict import NOT_STABLE, per_second, speedup_cells, speedup_json
 from hfaccel.measure.workload import Point
 
 if TYPE_CHECKING:
     from hfaccel.measure.likeness import Likeness
+    from hfaccel.measure.stopwatch import Stopwatch
 
 Mode = Literal["graph only", "end to end"]
 MODES: tuple[Mode, ...] = get_args(Mode)
-NOT_STABLE = "not stable"
 COLUMNS = ("workload", "what", "engine", "p50 ms", "p95 ms", "p99 ms", "examples/s", "speed-up", "at least", "cosine")
-
-# Worker threads must stop spinning before the next one's turn; those of onnxruntime were seen to spin for 40 ms after a run.
-PAUSE_S = 0.06
 
 
 @dataclass(frozen=True)
@@ -61,7 +58,7 @@ class Row:
     @property
     def examples_per_second(self) -> float:
         """Throughput at the median."""
-        return self.point.batch * 1000.0 / self.timing.p50
+        return per_second(self.point.batch, self.timing)
 
     def cells(self) -> tuple[str, ...]:
         """The row as text, by :data:`COLUMNS`; what was not stable says so instead of giving a number."""
@@ -70,14 +67,8 @@ class Row:
             numbers = [f"{timing.p50:.2f}", f"{timing.p95:.2f}", f"{timing.p99:.2f}", f"{self.examples_per_second:.1f}"]
         else:
             numbers = [NOT_STABLE, "", "", ""]
-        if self.speedup is None:
-            verdict = ["", ""]
-        elif self.speedup.stable:
-            verdict = [f"{self.speedup.ratio:.2f}x", f"{self.speedup.lower_bound:.2f}x"]
-        else:
-            verdict = [NOT_STABLE, ""]
         likeness = "" if self.likeness is None else self.likeness.cell()
-        return (str(self.point), self.mode, self.contender, *numbers, *verdict, likeness)
+        return (str(self.point), self.mode, self.contender, *numbers, *speedup_cells(self.speedup), likeness)
 
     def to_json(self) -> dict[str, Any]:
         """The row as plain JSON types, samples included; derived numbers are null where the timing was not stable."""
@@ -96,32 +87,8 @@ class Row:
         if self.likeness is not None:
             data["likeness"] = self.likeness.to_json()
         if self.speedup is not None:
-            speedup = self.speedup
-            data["artifact_speedup"] = {
-                "stable": speedup.stable,
-                "ratio": speedup.ratio if speedup.stable else None,
-                "lower_bound": speedup.lower_bound if speedup.stable else None,
-                "upper_bound": speedup.upper_bound if speedup.stable else None,
-            }
+            data["artifact_speedup"] = speedup_json(self.speedup)
         return data
-
-
-def drop_failing(
-    prepare: Mapping[str, Callable[[], Callable[[], None]]], on_failure: Callable[[str, Exception], None]
-) -> dict[str, Callable[[], None]]:
-    """Prepare runs and make each once; a failure of the first one is raised, others are reported and left out."""
-    ready: dict[str, Callable[[], None]] = {}
-    for name, prepare_run in prepare.items():
-        try:
-            run = prepare_run()
-            run()
-        except Exception as error:  # engines fail in any way; the others are timed all the same
-            if not ready:
-                raise
-            on_failure(name, error)
-            continue
-        ready[name] = run
-    return ready
 
 
 def run_bench(
@@ -130,12 +97,7 @@ def run_bench(
     points: Sequence[Point],
     *,
     modes: Sequence[Mode] = MODES,
-    seconds: float,
-    pause_s: float = PAUSE_S,
-    on_step: Callable[[str], None] = lambda _: None,
-    on_failure: Callable[[str, Exception], None] = lambda _name, _error: None,
-    clock: Callable[[], float] = time.perf_counter,
-    sleep: Callable[[float], None] = stay_awake,
+    watch: Stopwatch,
 ) -> tuple[Row, ...]:
     """Time the artifact and its peers in interleaved rounds, point by point and mode by mode.
 
@@ -144,23 +106,15 @@ def run_bench(
         peers: what it is compared with.
         points: the workload.
         modes: what to time.
-        seconds: time budget of one point in one mode, all contenders together.
-        pause_s: pause between runs, see :mod:`hfaccel.measure.timing`.
-        on_step: told what is being timed now.
-        on_failure: told of a peer that fails at a point; it has no row there.
-        clock: seconds, rising.
-        sleep: how to pause.
+        watch: its seconds are for one point in one mode; a peer that fails at a point has no row there.
     """
     rows: list[Row] = []
     contenders = (artifact, *peers)
     for point in points:
         for mode in modes:
-            on_step(f"timing {point}, {mode}: {', '.join(contender.name for contender in contenders)}")
+            watch.on_step(f"timing {point}, {mode}: {', '.join(contender.name for contender in contenders)}")
             prepare = {item.name: partial(item.prepare, mode, point) for item in contenders}
-            runners = drop_failing(prepare, on_failure)
-            timings = interleaved(
-                runners, seconds=seconds, pause_s=pause_s, settle_s=SETTLE_S, patience=PATIENCE, clock=clock, sleep=sleep
-            )
+            timings = watch.measure(watch.prepared(prepare))
             own = timings[artifact.name]
             for item in contenders:
                 if item.name in timings:

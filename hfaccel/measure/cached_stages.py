@@ -1,4 +1,4 @@
-"""The float graphs that a compiled folder was made from, as far as the stage cache still holds them."""
+"""The float graphs that a compiled folder was made from, as far as the stage cache still holds them: steps of a ladder."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from hfaccel.artifact.store import StageCache, default_cache_folder
+from hfaccel.errors import SettingsError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from hfaccel.artifact.artifact import Artifact
+
+EXPORT, FUSE = "export", "fuse"
 
 
 @contextmanager
@@ -32,3 +35,37 @@ def cached_stages(manifest: Mapping[str, Any], cache_folder: Path | None = None)
         present = {name: key for name, key in keys.items() if cache.find(key) is not None}
         taken = {name: cache.take(key) for name, key in present.items()}
         yield {name: found.artifact for name, found in taken.items() if found is not None}
+
+
+def check_stages(stages: Mapping[str, Artifact], manifest: Mapping[str, Any], folder: Path) -> None:
+    """Refuse a way whose float graphs are gone.
+
+    Raises:
+        SettingsError: the stage cache has lost the export, or a fused graph that was made.
+    """
+    made = [str(record["stage"]) for record in manifest.get("stages", ()) if record.get("status") != "skipped"]
+    missing = [name for name in (EXPORT, FUSE) if name not in stages and (name == EXPORT or name in made)]
+    if missing:
+        source = manifest.get("source", {}).get("id", "MODEL")
+        raise SettingsError(
+            f"the stage cache no longer holds the float graphs of this folder ({', '.join(missing)})",
+            where=str(folder),
+            hint=f"compile it again, on this machine: hfaccel compile {source} -o {folder} --force; "
+            "or point HFACCEL_CACHE to the cache that it was compiled with",
+        )
+
+
+def graph_steps(stages: Mapping[str, Artifact], manifest: Mapping[str, Any], folder: Path) -> tuple[tuple[str, Path], ...]:
+    """What each step from the float graph to the artifact's is called, and its graph.
+
+    Args:
+        stages: results of the stages, checked by :func:`check_stages`.
+        manifest: of the compiled folder.
+        folder: the compiled folder.
+    """
+    steps = [("compiled: exported float graph, default session", stages[EXPORT].graph_path)]
+    if FUSE in stages:
+        steps.append(("fused: rewritten float graph, default session", stages[FUSE].graph_path))
+    precision = str(manifest.get("precision", ""))
+    what = "the artifact's graph, default session" if precision == "fp32" else f"quantized to {precision}, default session"
+    return (*steps, (what, folder / str(manifest["graph"])))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +16,9 @@ from hfaccel.runtime.model import Model
 from hfaccel.runtime.tokenizer import Encoded, Text, TextTokenizer
 
 if TYPE_CHECKING:
-    from hfaccel.artifact.contract import Contract
+    from hfaccel.artifact.contract import Contract, TextSettings
     from hfaccel.measure.likeness import Likeness
+    from hfaccel.runtime.session import Runner
 
 _QUESTION = "what is the story about"
 _PAIR_TASKS = ("question-answering", "text-ranking")
@@ -27,19 +28,39 @@ class GivenOrder(Model):
     """A model that computes each batch as one run, padded to its longest text: neither sorted by length nor split.
 
     That is how other engines are used. Tokenizer and answers are the artifact's own, so that only engines are compared.
+
+    Args:
+        runner: computes the raw outputs of a padded batch.
+        tokenizer: made with ``contract.text``.
+        contract: what the numbers mean.
+        pad_to: tokens that every text is padded to, at least those of the longest; None: as many as the batch's longest has.
     """
+
+    def __init__(self, runner: Runner, tokenizer: TextTokenizer, contract: Contract, *, pad_to: int | None = None) -> None:
+        super().__init__(runner, tokenizer, contract)
+        self._pad_to = pad_to
 
     def _stream(self, encoded: Sequence[Encoded], max_batch: int) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
         settings = self.contract.text
         for start in range(0, len(encoded), max_batch):
             batch = encoded[start : start + max_batch]
-            arrays = self.runner.run(pad(batch, settings))
-            width = max(item.ids.size for item in batch)
+            longest = max(item.ids.size for item in batch)
+            width = max(longest, self._pad_to or 0)
+            feeds = pad(batch, settings)
+            arrays = self.runner.run(feeds if width == longest else widened(feeds, width, settings))
             for row, item in enumerate(batch):
                 first = width - item.ids.size if settings.padding_side == "left" else 0
                 own = slice(first, first + item.ids.size)
                 cut = {name: array[row, own] if name in self._token_level else array[row] for name, array in arrays.items()}
                 yield start + row, cut
+
+
+def widened(feeds: Mapping[str, np.ndarray], width: int, settings: TextSettings) -> dict[str, np.ndarray]:
+    """Inputs of a batch, int64 [batch, sequence], with more padding: [batch, width], on the side that ``settings`` names."""
+    fill = {"input_ids": settings.pad_token_id, "token_type_ids": settings.pad_token_type_id}
+    more = {name: width - array.shape[1] for name, array in feeds.items()}
+    sides = {name: (0, count) if settings.padding_side == "right" else (count, 0) for name, count in more.items()}
+    return {name: np.pad(array, ((0, 0), sides[name]), constant_values=fill.get(name, 0)) for name, array in feeds.items()}
 
 
 def check_lengths(points: Sequence[Point], contract: Contract) -> None:

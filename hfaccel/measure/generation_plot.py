@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfaccel.errors import UsageError
-from hfaccel.measure.bench import NOT_STABLE
 from hfaccel.measure.generation_bench import PARTS, GenerationRow
+from hfaccel.measure.ladder import notes
+from hfaccel.measure.verdict import NOT_STABLE
 
 if TYPE_CHECKING:
     from hfaccel.measure.answer_bench import AnswerRow
-    from hfaccel.measure.ladder import LadderRow
+    from hfaccel.measure.ladder import LadderRow, LeftOut
 
 _WRAP_AT = 22
 
@@ -55,7 +56,7 @@ def draw_generation(rows: Sequence[GenerationRow | AnswerRow], path: Path, *, ti
     _save(figure, path)
 
 
-def draw_ladder(rows: Sequence[LadderRow], path: Path, *, title: str) -> None:
+def draw_ladder(rows: Sequence[LadderRow], path: Path, *, title: str, left_out: Sequence[LeftOut] = ()) -> None:
     """Draw the way as a waterfall: a bar up to the time of each step, and above it, pale, what the step took away.
 
     The axis of time is logarithmic, so that equal heights are equal factors.
@@ -64,6 +65,7 @@ def draw_ladder(rows: Sequence[LadderRow], path: Path, *, title: str) -> None:
         rows: at least one.
         path: .png or .svg, see :func:`hfaccel.measure.plot.check_plot_path`.
         title: over the picture.
+        left_out: steps that the way does not have here, told below.
 
     Raises:
         UsageError: the file cannot be written.
@@ -92,9 +94,8 @@ def draw_ladder(rows: Sequence[LadderRow], path: Path, *, title: str) -> None:
     names = [textwrap.fill(f"{row.step} {row.what}{' *' if row.note else ''}", _WRAP_AT) for row in rows]
     axes.set_xticks(range(len(rows)), names, fontsize=8)
     axes.set_ylim(floor, max(times) * 3)  # room for what stands over the highest bar
-    axes.set_ylabel("milliseconds for the request (median)")
-    notes = "\n".join(f"* step {row.step}: {row.note}" for row in rows if row.note)
-    axes.set_xlabel(f"{rows[-1].total:.2f}x in all\n{notes}".rstrip(), fontsize=8)
+    axes.set_ylabel(f"milliseconds for {'the request' if rows[0].unit == 'tokens' else 'all texts'} (median)")
+    axes.set_xlabel("\n".join([f"{rows[-1].total:.2f}x in all", *notes(rows, left_out)]), fontsize=8)
     _save(figure, path)
 
 

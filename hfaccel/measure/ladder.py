@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from hfaccel.measure.bench import NOT_STABLE, PAUSE_S
-from hfaccel.measure.generation_bench import speedup_json
-from hfaccel.measure.timing import MIN_ROUNDS, PATIENCE, SETTLE_S, Speedup, Timing, compare, interleaved, stay_awake
+from hfaccel.measure.timing import Speedup, Timing, compare
+from hfaccel.measure.verdict import NOT_STABLE, per_second, speedup_json
 
-COLUMNS = ("step", "what", "time", "tokens/s", "factor", "total")
-_MILLISECONDS = 1000.0
+if TYPE_CHECKING:
+    from hfaccel.measure.stopwatch import Stopwatch
+
+Unit = Literal["tokens", "texts"]
+"""What a request is counted in: new tokens that are written, or texts that are answered."""
+
+RUST_TOKENIZER = "Rust tokenizer in place of Python"
+"""A step of both ways, where transformers has a tokenizer in Python to begin with."""
+
+
+def columns(unit: Unit) -> tuple[str, ...]:
+    """Headings of the cells of a :class:`LadderRow`."""
+    return ("step", "what", "time", f"{unit}/s", "factor", "total")
 
 
 @dataclass(frozen=True)
@@ -42,6 +51,26 @@ class Rung:
 
 
 @dataclass(frozen=True)
+class LeftOut:
+    """A step that the way has elsewhere and not here, and why, in one line."""
+
+    what: str
+    reason: str
+
+    def to_json(self) -> dict[str, str]:
+        """As plain JSON types."""
+        return {"what": self.what, "reason": self.reason}
+
+
+@dataclass(frozen=True)
+class Way:
+    """All steps in order, and those that are left out."""
+
+    rungs: tuple[Rung, ...]
+    left_out: tuple[LeftOut, ...]
+
+
+@dataclass(frozen=True)
 class LadderRow:
     """A step with its time.
 
@@ -50,26 +79,28 @@ class LadderRow:
         what: what is changed.
         note: what a reader must know of the time.
         timing: of the whole request.
-        new_tokens: that the request generates.
+        amount: of what the request brings: its new tokens or its texts.
         factor: how many times faster than the step before; None for the first.
         total: how many times faster than the first step: the product of the factors.
+        unit: of the amount.
     """
 
     step: int
     what: str
     note: str
     timing: Timing
-    new_tokens: int
+    amount: int
     factor: Speedup | None
     total: float
+    unit: Unit = "tokens"
 
     @property
-    def tokens_per_second(self) -> float:
-        """New tokens per second of the whole request, at the median."""
-        return self.new_tokens * _MILLISECONDS / self.timing.p50
+    def per_second(self) -> float:
+        """Tokens or texts per second of the whole request, at the median."""
+        return per_second(self.amount, self.timing)
 
     def cells(self) -> tuple[str, ...]:
-        """The row as text, by :data:`COLUMNS`; a star where there is a note.
+        """The row as text, by :func:`columns`; a star where there is a note.
 
         What was not stable is shown all the same, and says so: a way has no gaps.
         """
@@ -83,7 +114,7 @@ class LadderRow:
             str(self.step),
             f"{self.what} *" if self.note else self.what,
             time_ms,
-            f"{self.tokens_per_second:.1f}",
+            f"{self.per_second:.1f}",
             factor,
             f"{self.total:.2f}x",
         )
@@ -96,12 +127,21 @@ class LadderRow:
             "note": self.note,
             "p50_ms": self.timing.p50,
             "stable": self.timing.stable,
-            "tokens_per_second": self.tokens_per_second,
+            f"{self.unit}_per_second": self.per_second,
             "factor": 1.0 if self.factor is None else self.factor.ratio,
             "factor_bounds": None if self.factor is None else speedup_json(self.factor),
             "total": self.total,
             "samples_ms": [round(sample, 4) for sample in self.timing.samples_ms],
         }
+
+
+def notes(rows: Sequence[LadderRow], left_out: Sequence[LeftOut]) -> list[str]:
+    """What a reader must know of the steps and of those that are missing, one line each; steps with the same note share theirs."""
+    steps: dict[str, list[str]] = {}
+    for row in (row for row in rows if row.note):
+        steps.setdefault(row.note, []).append(str(row.step))
+    told = [f"* step{'s' * (len(numbers) > 1)} {', '.join(numbers)}: {note}" for note, numbers in steps.items()]
+    return told + [f'no step "{item.what}": {item.reason}' for item in left_out]
 
 
 def interpolation_weights(positions: Sequence[int], start: int, count: int) -> tuple[float, ...]:
@@ -125,36 +165,20 @@ def interpolation_weights(positions: Sequence[int], start: int, count: int) -> t
 def run_ladder(
     rungs: Sequence[Rung],
     *,
-    new_tokens: int,
-    seconds: float,
-    pause_s: float = PAUSE_S,
-    min_rounds: int = MIN_ROUNDS,
-    clock: Callable[[], float] = time.perf_counter,
-    sleep: Callable[[float], None] = stay_awake,
+    amount: int,
+    watch: Stopwatch,
+    unit: Unit = "tokens",
 ) -> tuple[LadderRow, ...]:
     """Time all steps in one interleaved run.
 
     Args:
         rungs: at least one, in order.
-        new_tokens: that each request generates.
-        seconds: time budget of all steps together; ``min_rounds`` rounds are made all the same.
-        pause_s: pause between runs, see :mod:`hfaccel.measure.timing`.
-        min_rounds: fewest rounds; one more warms up.
-        clock: seconds, rising.
-        sleep: how to pause.
+        amount: new tokens or texts of a request.
+        watch: its seconds are for all steps, where seven rounds do not take longer.
+        unit: of the amount.
     """
     runners = {share.name: share.run for rung in rungs for share in rung.shares}
-    timings = interleaved(
-        runners,
-        seconds=seconds,
-        min_rounds=min_rounds,
-        warmup_rounds=1,
-        pause_s=pause_s,
-        settle_s=SETTLE_S,
-        patience=PATIENCE,
-        clock=clock,
-        sleep=sleep,
-    )
+    timings = watch.measure(runners, warmup_rounds=1)
     whole = [_whole(rung, {share.name: timings[share.name] for share in rung.shares}) for rung in rungs]
     return tuple(
         LadderRow(
@@ -162,9 +186,10 @@ def run_ladder(
             what=rung.what,
             note=rung.note,
             timing=whole[index],
-            new_tokens=new_tokens,
+            amount=amount,
             factor=None if index == 0 else compare(whole[index - 1], whole[index]),
             total=whole[0].p50 / whole[index].p50,
+            unit=unit,
         )
         for index, rung in enumerate(rungs)
     )

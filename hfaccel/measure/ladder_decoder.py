@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfaccel.artifact.contract import SessionSettings
-from hfaccel.errors import SettingsError
+from hfaccel.measure.cached_stages import graph_steps
 from hfaccel.measure.decoding import Request
-from hfaccel.measure.ladder import Rung, Share, interpolation_weights
+from hfaccel.measure.ladder import RUST_TOKENIZER, LeftOut, Rung, Share, Way, interpolation_weights
 from hfaccel.measure.workload import Point, make_texts
 from hfaccel.runtime.generation.decoder import Decoder
 from hfaccel.runtime.generation.model import GenerationModel
@@ -18,8 +18,8 @@ from hfaccel.runtime.generation.sampling import SamplingSettings
 
 if TYPE_CHECKING:
     from hfaccel.artifact.artifact import Artifact
+    from hfaccel.source.model import SourceModel
 
-EXPORT, FUSE = "export", "fuse"
 _STEPS_AT_A_LENGTH = 4
 _LENGTHS = 3
 
@@ -36,6 +36,7 @@ class DecoderWay:
         stages: float graphs by stage, at least that of the export.
         request: tokens of the prompt, about, and new ones.
         threads: that every step may use.
+        python: ids of a text as a tokenizer in Python gives them, or why there is none, in one line.
     """
 
     folder: Path
@@ -45,43 +46,53 @@ class DecoderWay:
     stages: Mapping[str, Artifact]
     request: Request
     threads: int
+    python: Callable[[str], list[int]] | str
+
+    @property
+    def first_tokenizer(self) -> Callable[[str], list[int]]:
+        """The one in Python where there is one."""
+        return self.model.encode if isinstance(self.python, str) else self.python
 
 
-def check_stages(stages: Mapping[str, Artifact], manifest: Mapping[str, Any], folder: Path) -> None:
-    """Refuse a way whose float graphs are gone.
+def python_encoder(source: SourceModel, folder: Path, model: GenerationModel) -> Callable[[str], list[int]] | str:
+    """Ids as the tokenizer in Python of a checkpoint gives them, or why there is none that gives those of the artifact.
 
-    Raises:
-        SettingsError: the stage cache has lost the export, or a fused graph that was made.
+    Args:
+        source: the checkpoint.
+        folder: the artifact.
+        model: the artifact, open.
     """
-    made = [str(record["stage"]) for record in manifest.get("stages", ()) if record.get("status") != "skipped"]
-    missing = [name for name in (EXPORT, FUSE) if name not in stages and (name == EXPORT or name in made)]
-    if missing:
-        source = manifest.get("source", {}).get("id", "MODEL")
-        raise SettingsError(
-            f"the stage cache no longer holds the float graphs of this folder ({', '.join(missing)})",
-            where=str(folder),
-            hint=f"compile it again, on this machine: hfaccel compile {source} -o {folder} --force; "
-            "or point HFACCEL_CACHE to the cache that it was compiled with",
-        )
+    from hfaccel.measure.peers.texts import packaged_texts
+    from hfaccel.measure.python_tokenizer import load_python_tokenizer
+
+    library = load_python_tokenizer(source, folder)
+    if isinstance(library, str):
+        return library
+
+    def encode(text: str) -> list[int]:
+        ids: list[int] = library(text, verbose=False)["input_ids"]
+        return ids
+
+    texts = [str(text) for text in packaged_texts(model.contract)[0]]
+    others = sum(encode(text) != model.encode(text) for text in texts)
+    return f"{type(library).__name__} gives other ids on {others} of {len(texts)} texts" if others else encode
 
 
-def decoder_rungs(way: DecoderWay, *, seed: int = 0) -> tuple[Rung, ...]:
+def decoder_way(way: DecoderWay, *, seed: int = 0) -> Way:
     """The steps in order. Each answers the same text greedily, with all new tokens whatever the model says."""
     text = _prompt_text(way.model, way.request.prompt, seed)
     defaults = SessionSettings(intra_op_num_threads=way.threads)
-    rungs = [
-        _without_cache(way, text),
-        Rung("key-value cache (use_cache=True)", (Share("with cache", _transformers(way, text, use_cache=True)),)),
-        _session_rung("compiled: exported float graph, default session", way.stages[EXPORT].graph_path, defaults, way, text),
-    ]
-    if FUSE in way.stages:
-        rungs.append(_session_rung("fused: rewritten float graph", way.stages[FUSE].graph_path, defaults, way, text))
-    graph = way.folder / str(way.manifest["graph"])
-    precision = str(way.manifest.get("precision", ""))
-    what = "the artifact's graph, default session" if precision == "fp32" else f"quantized to {precision}, default session"
-    rungs.append(_session_rung(what, graph, defaults, way, text))
+    cached = Share("with cache", _transformers(way, text, way.first_tokenizer, use_cache=True))
+    rungs = [_without_cache(way, text), Rung("key-value cache (use_cache=True)", (cached,))]
+    left_out: list[LeftOut] = []
+    if isinstance(way.python, str):
+        left_out.append(LeftOut(RUST_TOKENIZER, way.python))
+    else:
+        rungs.append(Rung(RUST_TOKENIZER, (Share("Rust", _transformers(way, text, way.model.encode, use_cache=True)),)))
+    for what, graph in graph_steps(way.stages, way.manifest, way.folder):
+        rungs.append(_session_rung(what, graph, defaults, way, text))
     rungs.append(_tuned(way, text, rungs[-1]))
-    return tuple(rungs)
+    return Way(tuple(rungs), tuple(left_out))
 
 
 def _prompt_text(model: GenerationModel, tokens: int, seed: int) -> str:
@@ -90,10 +101,12 @@ def _prompt_text(model: GenerationModel, tokens: int, seed: int) -> str:
 
 def _without_cache(way: DecoderWay, text: str) -> Rung:
     """The whole request where it is short, else some steps at several lengths that stand for the others."""
-    what, new = "transformers eager, no cache (use_cache=False)", way.request.new
+    tokenizer = "" if isinstance(way.python, str) else ", tokenizer in Python"
+    what, new = f"transformers eager, no cache (use_cache=False){tokenizer}", way.request.new
+    encode = way.first_tokenizer
     if new <= _LENGTHS * _STEPS_AT_A_LENGTH:
-        return Rung(what, (Share("no cache", _transformers(way, text, use_cache=False)),))
-    ids = way.model.encode(text)
+        return Rung(what, (Share("no cache", _transformers(way, text, encode, use_cache=False)),))
+    ids = encode(text)
     last = len(ids) + new - _STEPS_AT_A_LENGTH
     starts = [len(ids) + (last - len(ids)) * index // (_LENGTHS - 1) for index in range(_LENGTHS)]
     # A prompt goes through the model anew for every token, so what its tokens are does not matter; its length does.
@@ -113,15 +126,19 @@ def _without_cache(way: DecoderWay, text: str) -> Rung:
     note = (
         f"extrapolated by length from {_STEPS_AT_A_LENGTH} new tokens timed after each of {lengths} tokens, in place of all {new}"
     )
-    return Rung(f"{what}, extrapolated", shares, note)
+
+    def tokenize() -> None:
+        encode(text)
+
+    return Rung(f"{what}, extrapolated", (Share("tokenize", tokenize), *shares), note)
 
 
-def _transformers(way: DecoderWay, text: str, *, use_cache: bool) -> Callable[[], None]:
-    return _generate(way.source, lambda: way.model.encode(text), way.request.new, use_cache=use_cache)
+def _transformers(way: DecoderWay, text: str, encode: Callable[[str], list[int]], *, use_cache: bool) -> Callable[[], None]:
+    return _generate(way.source, lambda: encode(text), way.request.new, use_cache=use_cache)
 
 
 def _generate(source: Any, encode: Callable[[], list[int]], new_tokens: int, *, use_cache: bool) -> Callable[[], None]:
-    """A run of ``generate`` as transformers has it. Tokenizing is done by the artifact's tokenizer, as in all steps."""
+    """A run of ``generate`` as transformers has it."""
     import torch
     from transformers import GenerationConfig
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfaccel.errors import MissingExtraError, UsageError
-from hfaccel.measure.bench import NOT_STABLE, Row
+from hfaccel.measure.bench import Row
+from hfaccel.measure.verdict import NOT_STABLE
 
 if TYPE_CHECKING:
     from hfaccel.measure.stream import StreamRow

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hfaccel.measure.answer_bench import less, speedup_cells
-from hfaccel.measure.bench import NOT_STABLE, PAUSE_S, drop_failing
+from hfaccel.measure.answer_bench import less
 from hfaccel.measure.clips import Clip
-from hfaccel.measure.generation_bench import speedup_json
 from hfaccel.measure.stream import MIN_ROUNDS
-from hfaccel.measure.timing import PATIENCE, SETTLE_S, Speedup, Timing, compare, interleaved, stay_awake
+from hfaccel.measure.timing import Speedup, Timing, compare
+from hfaccel.measure.verdict import NOT_STABLE, speedup_cells, speedup_json
+
+if TYPE_CHECKING:
+    from hfaccel.measure.stopwatch import Stopwatch
 
 COLUMNS = (
     "engine",
@@ -162,12 +163,7 @@ def run_speech_bench(
     clips: Sequence[Clip],
     parts: Mapping[str, Callable[[Clip], Callable[[], None]]],
     *,
-    seconds: float,
-    pause_s: float = PAUSE_S,
-    on_step: Callable[[str], None] = lambda _: None,
-    on_failure: Callable[[str, Exception], None] = lambda _name, _error: None,
-    clock: Callable[[], float] = time.perf_counter,
-    sleep: Callable[[float], None] = stay_awake,
+    watch: Stopwatch,
 ) -> SpeechResult:
     """Let all engines write down each clip in turn, round after round, at least six times.
 
@@ -176,29 +172,15 @@ def run_speech_bench(
         peers: what it is compared with.
         clips: at least one; either all with transcripts or none.
         parts: of the artifact's work, by name, each a run on a clip; they are timed beside the whole.
-        seconds: time budget of all clips and engines together, where six rounds do not take longer.
-        pause_s: pause between runs, see :mod:`hfaccel.measure.timing`.
-        on_step: told what is being timed now.
-        on_failure: told of a peer that fails; it is left out.
-        clock: seconds, rising.
-        sleep: how to pause.
+        watch: its seconds are for all clips and engines, where six rounds do not take longer; a peer that fails is left out.
     """
     transcripts: dict[str, tuple[str, ...]] = {}
-    on_step(f"transcribing {len(clips)} clips: {', '.join(item.label for item in (artifact, *peers))}")
-    able = drop_failing({item.label: partial(_transcribing, item, clips, transcripts) for item in (artifact, *peers)}, on_failure)
+    watch.on_step(f"transcribing {len(clips)} clips: {', '.join(item.label for item in (artifact, *peers))}")
+    able = watch.prepared({item.label: partial(_transcribing, item, clips, transcripts) for item in (artifact, *peers)})
     engines = [item for item in (artifact, *peers) if item.label in able]
-    on_step(f"timing {len(clips)} clips, {len(engines)} engines in turn, at least {MIN_ROUNDS} times")
-    timings = interleaved(
-        _runs(engines, clips, parts),
-        seconds=seconds,
-        min_rounds=MIN_ROUNDS,
-        warmup_rounds=0,  # all were transcribed just now
-        pause_s=pause_s,
-        settle_s=SETTLE_S,
-        patience=PATIENCE,
-        clock=clock,
-        sleep=sleep,
-    )
+    watch.on_step(f"timing {len(clips)} clips, {len(engines)} engines in turn, at least {MIN_ROUNDS} times")
+    runs = _runs(engines, clips, parts)
+    timings = watch.measure(runs, min_rounds=MIN_ROUNDS, warmup_rounds=0)  # all were transcribed just now
     of_clips = {
         name: [timings[_name(name, index)] for index in range(len(clips))] for name in (*(item.label for item in engines), *parts)
     }

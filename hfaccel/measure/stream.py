@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfaccel.errors import DataError
-from hfaccel.measure.bench import NOT_STABLE, PAUSE_S, drop_failing
 from hfaccel.measure.contenders import complete
-from hfaccel.measure.timing import PATIENCE, Speedup, Timing, compare, interleaved
+from hfaccel.measure.timing import Speedup, Timing, compare
+from hfaccel.measure.verdict import NOT_STABLE, per_second, speedup_cells, speedup_json
 from hfaccel.runtime.model import Model
 from hfaccel.runtime.tokenizer import Text
 
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
     from hfaccel.artifact.contract import Contract
     from hfaccel.measure.likeness import Likeness
     from hfaccel.measure.peers.open import Peer
+    from hfaccel.measure.stopwatch import Stopwatch
 
 COLUMNS = ("engine", "order of texts", "total ms", "texts/s", "speed-up", "at least", "cosine")
 MIN_ROUNDS = 6
@@ -59,14 +59,9 @@ class StreamRow:
         """The row as text, by :data:`COLUMNS`; what was not stable says so instead of giving a number."""
         numbers = [NOT_STABLE, ""]
         if self.timing.stable:
-            numbers = [f"{self.timing.p50:.0f}", f"{self.texts * 1000 / self.timing.p50:.1f}"]
-        verdict = ["", ""] if self.speedup is None else list(self.speedup_cells(self.speedup))
-        return (self.engine, self.order, *numbers, *verdict, "" if self.likeness is None else self.likeness.cell())
-
-    @staticmethod
-    def speedup_cells(speedup: Speedup) -> tuple[str, str]:
-        """Ratio and lower bound, or that they are not stable."""
-        return (f"{speedup.ratio:.2f}x", f"{speedup.lower_bound:.2f}x") if speedup.stable else (NOT_STABLE, "")
+            numbers = [f"{self.timing.p50:.0f}", f"{per_second(self.texts, self.timing):.1f}"]
+        likeness = "" if self.likeness is None else self.likeness.cell()
+        return (self.engine, self.order, *numbers, *speedup_cells(self.speedup), likeness)
 
     def to_json(self) -> dict[str, Any]:
         """The row as plain JSON types, samples included; derived numbers are null where the timing was not stable."""
@@ -77,22 +72,11 @@ class StreamRow:
             "texts": self.texts,
             "stable": stable,
             "total_ms": self.timing.p50 if stable else None,
-            "texts_per_second": self.texts * 1000 / self.timing.p50 if stable else None,
+            "texts_per_second": per_second(self.texts, self.timing) if stable else None,
             "artifact_speedup": None if speedup is None else speedup_json(speedup),
             "likeness": None if self.likeness is None else self.likeness.to_json(),
             "samples_ms": [round(sample, 2) for sample in self.timing.samples_ms],
         }
-
-
-def speedup_json(speedup: Speedup) -> dict[str, Any]:
-    """A speed-up as plain JSON types, null where it was not stable."""
-    stable = speedup.stable
-    return {
-        "stable": stable,
-        "ratio": speedup.ratio if stable else None,
-        "lower_bound": speedup.lower_bound if stable else None,
-        "upper_bound": speedup.upper_bound if stable else None,
-    }
 
 
 def read_texts(path: Path, contract: Contract) -> tuple[Text, ...]:
@@ -170,35 +154,18 @@ def run_stream(
     runs: Sequence[StreamRun],
     texts: int,
     *,
-    seconds: float,
-    on_step: Callable[[str], None] = lambda _: None,
-    on_failure: Callable[[str, Exception], None],
-    clock: Callable[[], float] = time.perf_counter,
-    sleep: Callable[[float], None] = time.sleep,
+    watch: Stopwatch,
 ) -> tuple[StreamRow, ...]:
     """Time all runs in interleaved rounds, at least six of each.
 
     Args:
         runs: the artifact's first.
         texts: how many texts the stream has.
-        seconds: time for all, where six rounds do not take longer.
-        on_step: told what is being timed now.
-        on_failure: told of a peer that fails; it is left out.
-        clock: seconds, rising.
-        sleep: how to pause.
+        watch: its seconds are for all, where six rounds do not take longer; a peer that fails is left out.
     """
-    on_step(f"timing a stream of {texts} texts, {len(runs)} ways")
-    prepared = drop_failing({item.name: item.prepare for item in runs}, on_failure)
-    timings = interleaved(
-        prepared,
-        seconds=seconds,
-        min_rounds=MIN_ROUNDS,
-        warmup_rounds=0,
-        pause_s=PAUSE_S,
-        patience=PATIENCE,
-        clock=clock,
-        sleep=sleep,
-    )
+    watch.on_step(f"timing a stream of {texts} texts, {len(runs)} ways")
+    prepared = watch.prepared({item.name: item.prepare for item in runs})
+    timings = watch.measure(prepared, min_rounds=MIN_ROUNDS, warmup_rounds=0)
     own = timings[runs[0].name]
     return tuple(
         StreamRow(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from hfaccel.measure.contenders import complete
 
@@ -11,12 +11,14 @@ if TYPE_CHECKING:
     from hfaccel.artifact.contract import Contract
     from hfaccel.runtime.tokenizer import Text
 
+Item = TypeVar("Item")
+
 CALIBRATION_TEXTS = 128
 CHECK_TEXTS = 64
 
 
-def spread(texts: Sequence[Text], count: int) -> tuple[Text, ...]:
-    """``count`` texts (or all) spread evenly, so that sorted data is covered."""
+def spread(texts: Sequence[Item], count: int) -> tuple[Item, ...]:
+    """``count`` texts (or batches of them), or all, spread evenly, so that sorted data is covered."""
     count = min(count, len(texts))
     return tuple(texts[index * len(texts) // count] for index in range(count))
 

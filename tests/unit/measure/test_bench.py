@@ -5,10 +5,11 @@ import json
 import pytest
 
 from hfaccel.errors import UsageError
-from hfaccel.measure.bench import COLUMNS, Contender, run_bench
+from hfaccel.measure.bench import COLUMNS, MODES, Contender, run_bench
 from hfaccel.measure.likeness import Likeness
 from hfaccel.measure.peers import parse_peers
 from hfaccel.measure.plot import check_plot_path, draw
+from hfaccel.measure.stopwatch import Stopwatch
 from hfaccel.measure.stream import COLUMNS as STREAM_COLUMNS
 from hfaccel.measure.stream import StreamRun, run_stream
 from hfaccel.measure.workload import Point
@@ -36,9 +37,11 @@ class World:
 
         return Contender(name, lambda point: prepare(graph_ms * point.batch), lambda point: prepare(end_to_end_ms * point.batch))
 
-    def bench(self, *contenders, **options):
-        clock = {"clock": lambda: self.now_s, "sleep": lambda _: None}
-        return run_bench(contenders[0], contenders[1:], POINTS, seconds=2.0, **clock, **options)
+    def bench(self, *contenders, modes=MODES, **told):
+        return run_bench(contenders[0], contenders[1:], POINTS, modes=modes, watch=self.watch(**told))
+
+    def watch(self, **told):
+        return Stopwatch(2.0, clock=lambda: self.now_s, sleep=lambda _: None, **told)
 
 
 def test_every_point_and_mode_has_a_row_for_each_contender():
@@ -124,8 +127,7 @@ def test_a_stream_has_a_row_for_each_engine_and_order(tmp_path):
         StreamRun("torch fp32", "as it comes", world.contender("b", 4000, 0).graph_only(Point(1, 1)), None),
         StreamRun("torch fp32", "sorted by length", world.contender("c", 2000, 0).graph_only(Point(1, 1)), None),
     ]
-    clock = {"clock": lambda: world.now_s, "sleep": lambda _: None}
-    rows = run_stream(runs, 512, seconds=2.0, on_failure=lambda *_: None, **clock)
+    rows = run_stream(runs, 512, watch=world.watch())
     assert [row.cells() for row in rows] == [
         ("artifact", "as it comes", "1000", "512.0", "", "", ""),
         ("torch fp32", "as it comes", "4000", "128.0", "4.00x", "4.00x", ""),

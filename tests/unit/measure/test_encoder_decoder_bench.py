@@ -14,6 +14,7 @@ from hfaccel.measure.decoding import Request
 from hfaccel.measure.peers.answers import parse_answer_peers
 from hfaccel.measure.speech_bench import COLUMNS as SPEECH_COLUMNS
 from hfaccel.measure.speech_bench import PART_COLUMNS, OpenListener, SpeechRow, run_speech_bench
+from hfaccel.measure.stopwatch import Stopwatch
 from hfaccel.measure.timing import Timing
 
 
@@ -46,17 +47,17 @@ class FakeAnswers:
         return run
 
 
-def answer(clock, own, peers, **options):
+def watch(clock, seconds, **told):
+    return Stopwatch(seconds, pause_s=0.0, clock=clock, sleep=clock.sleep, **told)
+
+
+def answer(clock, own, peers, **told):
     return run_answer_bench(
         OpenAnswerer("artifact", own),
         peers,
         [Request(10, 5)],
         source_of=lambda tokens: list(range(tokens)),
-        seconds=1.0,
-        pause_s=0.0,
-        clock=clock,
-        sleep=clock.sleep,
-        **options,
+        watch=watch(clock, 1.0, **told),
     )
 
 
@@ -130,8 +131,8 @@ def listener(clock, label, seconds_per_sample, texts, heard=None):
     return OpenListener(label, listen)
 
 
-def hear(clock, own, peers, sounds, parts=None, **options):
-    return run_speech_bench(own, peers, sounds, parts or {}, seconds=0.1, pause_s=0.0, clock=clock, sleep=clock.sleep, **options)
+def hear(clock, own, peers, sounds, parts=None, **told):
+    return run_speech_bench(own, peers, sounds, parts or {}, watch=watch(clock, 0.1, **told))
 
 
 def test_speech_is_told_per_second_of_sound_and_per_clip():

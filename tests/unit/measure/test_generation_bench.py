@@ -9,14 +9,13 @@ import pytest
 
 from hfaccel.artifact.artifact import Artifact
 from hfaccel.errors import SettingsError, UsageError
-from hfaccel.measure.cached_stages import cached_stages
+from hfaccel.measure.cached_stages import cached_stages, check_stages
 from hfaccel.measure.decoding import Request
 from hfaccel.measure.generation_bench import COLUMNS, GenerationRow, check_requests, run_generation_bench
 from hfaccel.measure.generation_plot import draw_generation, draw_ladder
-from hfaccel.measure.ladder import COLUMNS as LADDER_COLUMNS
-from hfaccel.measure.ladder import LadderRow, Rung, Share, interpolation_weights, run_ladder
-from hfaccel.measure.ladder_decoder import check_stages
+from hfaccel.measure.ladder import LadderRow, Rung, Share, columns, interpolation_weights, run_ladder
 from hfaccel.measure.peers.decoders import DecoderPeer, OpenDecoder, OpenDecoders, open_decoders, parse_decoder_peers
+from hfaccel.measure.stopwatch import Stopwatch
 from hfaccel.measure.timing import Timing, compare
 
 
@@ -53,11 +52,12 @@ class FakeEngine:
         return np.array([1.0, 2.0, 4.0], dtype=np.float32) + self.seconds_per_token
 
 
-def bench(engines, clock, **options):
-    requests = [Request(10, 4)]
-    return run_generation_bench(
-        engines, requests, vocabulary_size=50, seconds=1.0, pause_s=0.0, clock=clock, sleep=clock.sleep, **options
-    )
+def watch(clock, **told):
+    return Stopwatch(1.0, pause_s=0.0, clock=clock, sleep=clock.sleep, **told)
+
+
+def bench(engines, clock, **told):
+    return run_generation_bench(engines, [Request(10, 4)], vocabulary_size=50, watch=watch(clock, **told))
 
 
 def test_rows_tell_the_speed_of_prompt_and_answer_and_how_much_faster_the_artifact_is():
@@ -141,14 +141,14 @@ def test_a_ladder_sums_the_shares_of_a_step_and_its_factors_multiply_to_the_tota
         Rung("fast", (same,)),
         Rung("the same", (same,), "the run of the step before"),
     ]
-    rows = run_ladder(rungs, new_tokens=8, seconds=1.0, pause_s=0.0, clock=clock, sleep=clock.sleep)
+    rows = run_ladder(rungs, amount=8, watch=watch(clock))
     assert [row.timing.p50 for row in rows] == pytest.approx([1000, 250, 125, 125])
     assert [row.total for row in rows] == pytest.approx([1, 4, 8, 8])
     assert rows[0].factor is None
     assert [row.factor.ratio for row in rows[1:]] == pytest.approx([4, 2, 1])
     assert rows[0].cells() == ("1", "slow *", "1000 ms", "8.0", "", "1.00x")
     assert rows[2].cells() == ("3", "fast", "125 ms", "64.0", "2.00x", "8.00x")
-    assert len(LADDER_COLUMNS) == len(rows[0].cells())
+    assert len(columns("tokens")) == len(rows[0].cells())
 
 
 def test_a_step_that_was_not_stable_says_so_and_keeps_its_number():

@@ -196,6 +196,23 @@ def test_the_ladder_has_its_steps_in_order(compiled, new):
     assert "default settings" in rows[-1]["note"]
 
 
+def test_a_decoder_whose_tokenizer_exists_in_python_has_its_step(compiled, made, tmp_path):
+    source = tmp_path / "source"
+    shutil.copytree(made[0].parent / "source", source)
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz"]
+    words += [f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz"]
+    (source / "vocab.txt").write_text("\n".join(words), encoding="utf-8")
+    transformers.BertTokenizerFast(vocab=str(source / "vocab.txt")).save_pretrained(source)
+    folder = changed(compiled, tmp_path / "out", source={"id": "tiny", "folder": str(source)})
+    shutil.copy(source / "tokenizer.json", folder / "tokenizer.json")
+    done = run(folder, "--ladder", "--workload", "8+20", "--seconds", "0.1", "--json")
+    assert done.exit_code == 0, done.output
+    result = json.loads(done.stdout)
+    assert way(result) == [*STEPS[:2], "Rust tokenizer in place of Python", *STEPS[2:]]
+    assert result["ladder"][0]["what"].endswith("tokenizer in Python, extrapolated")
+    assert result["left_out"] == []
+
+
 def test_the_ladder_is_a_table_and_a_picture_and_times_a_tuned_session(compiled, tmp_path):
     pytest.importorskip("matplotlib")
     session = replace(SessionSettings(), allow_spinning=False)
@@ -204,6 +221,7 @@ def test_the_ladder_is_a_table_and_a_picture_and_times_a_tuned_session(compiled,
     assert done.exit_code == 0, done.output
     assert "* step 1: extrapolated by length from 4 new tokens" in done.stdout
     assert "* step 6" not in done.stdout
+    assert 'no step "Rust tokenizer in place of Python": transformers' in done.stdout
     assert (tmp_path / "way.png").stat().st_size > 1000
 
 
@@ -228,6 +246,7 @@ def test_the_ladder_says_what_to_run_when_the_cache_is_empty(compiled, tmp_path,
         (("--graph-only",), "leave it out; prompt and answer are timed one by one"),
         (("--stream", "texts.txt"), "leave it out; prompt and answer are timed one by one"),
         (("--against", "openvino"), "known peers: torch, onnxruntime-genai=FOLDER"),
+        (("--ladder", "--against", "torch"), "--against: the ladder is compared with its own steps, not with engines"),
         (("--ladder", "--workload", "8+3,8+4"), "give one, e.g. --workload 128+128"),
         (("--plot", "way.pdf", "--workload", "8+3"), "the name must end in .png or .svg"),
     ],
@@ -237,11 +256,10 @@ def test_options_that_mean_nothing_here_say_what_to_write(compiled, options, mes
     assert message in str(done.exception)
 
 
-def test_a_folder_that_reads_texts_has_other_points_and_no_ladder(compiled, tmp_path):
+def test_a_folder_that_reads_texts_has_other_points(compiled, tmp_path):
     contract = {**CONTRACT.to_json(), "task": "text-classification", "generation": None}
     folder = changed(compiled, tmp_path / "out", contract=contract)
     assert "write batch x sequence length" in str(run(folder, "--workload", "128+128").exception)
-    assert "the ladder is for models that generate text" in str(run(folder, "--ladder").exception)
 
 
 def test_the_ladder_of_a_checkpoint_says_to_compile_it_first(tmp_path):
