@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from hfaccel.artifact.contract import Engine, GraphOptimization, InferencePrecision, Precision, SessionSettings
 
-ExporterName = Literal["transformers", "torch", "mobius", "constructed"]
+ExporterName = Literal["transformers", "torch", "mobius", "constructed", "traced"]
 CleanupName = Literal["fold_constants", "common_subexpressions", "drop_unused", "name_symbols"]
 RewriteName = Literal[
     "last_layer_pooled_token",
@@ -105,6 +105,9 @@ class Rung(Section):
             ``gptq`` lets the other weights make up for each rounding; needs zero points and calibration data.
         eight_bit: weight-only of decoders: parts whose weights have 8 bits whatever the others have: the head, attention, or the
             second product of feed-forward blocks.
+        rotate: weight-only of decoders: turn the residual stream first (exact in float), so that no channel of it stands out.
+        prompt_graph: weight-only of decoders: ship a second graph for prompts, in which the products that read a normalized value, those of
+            feed-forward blocks, have one scale per channel and one per call. Needs ``rotate``.
         objectives: the rung competes only where one of these is asked for; empty = always.
         least_budget: the rung competes only where at least this loss is allowed: with less it is known to be refused, after it has
             cost its time.
@@ -134,6 +137,8 @@ class Rung(Section):
     symmetric: bool = True
     method: Literal["rtn", "k-quant", "gptq"] = "rtn"
     eight_bit: tuple[Part, ...] = ()
+    rotate: bool = False
+    prompt_graph: bool = False
     objectives: tuple[Objective, ...] = ()
     least_budget: float = Field(default=0.0, ge=0, lt=1)
     engine: Engine = "onnxruntime"
@@ -203,6 +208,8 @@ class Rung(Section):
             found.append(("calibration", "the scheme weight-only takes activations as they come and calibrates no ranges"))
         if self.method != "rtn" and self.symmetric:
             found.append(("method", f"{self.method} gives each block a zero point: symmetric must be false"))
+        if self.prompt_graph and not (self.rotate and self.weight_only_bits == 8 and self.symmetric):
+            found.append(("prompt_graph", "needs rotate, and weights of 8 bits without zero points"))
         return found
 
     def _changed(self, names: frozenset[str]) -> list[str]:
@@ -211,7 +218,7 @@ class Rung(Section):
 
 _SESSION_FIELDS = frozenset(SessionSettings.__dataclass_fields__) & frozenset(Rung.model_fields)
 _QUANTIZATION_FIELDS = frozenset(Rung.model_fields) - _SESSION_FIELDS - {"name", "scheme", "graph", "objectives"}
-_WEIGHT_ONLY_FIELDS = frozenset({"weight_only_bits", "block_size", "symmetric", "method", "eight_bit"})
+_WEIGHT_ONLY_FIELDS = frozenset({"weight_only_bits", "block_size", "symmetric", "method", "eight_bit", "rotate", "prompt_graph"})
 
 
 class QuantizeSection(Section):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from hfaccel.artifact.contract import ENCODER_DECODER_TASKS, TensorSpec, TextSettings
 from hfaccel.artifact.generation import GenerationDefaults, GenerationSettings
+from hfaccel.errors import ExportError
 from hfaccel.source.encoder_decoder import encoder_decoder_settings
 from hfaccel.source.model import read_object
 
@@ -27,17 +28,39 @@ def generation_settings(source: SourceModel, model: Any, text: TextSettings) -> 
     if source.task in ENCODER_DECODER_TASKS:
         return encoder_decoder_settings(source, model.hf_model, text)
     config, wishes = model.config, read_object(source.folder / GENERATION_FILE)
-    heads = int(config.num_attention_heads)
+    layers, heads, head_size = _cache_shape(
+        model.hf_model, int(config.num_hidden_layers), text.max_length
+    ) or _stated_cache_shape(config)
     return GenerationSettings(
-        layers=int(config.num_hidden_layers),
-        key_value_heads=int(getattr(config, "num_key_value_heads", None) or heads),
-        head_size=int(getattr(config, "head_dim", None) or int(config.hidden_size) // heads),
+        layers=layers,
+        key_value_heads=heads,
+        head_size=head_size,
         context_length=text.max_length,
         vocabulary_size=int(config.vocab_size),
         end_token_ids=_ids(wishes.get("eos_token_id", config.eos_token_id)),
         pad_token_id=text.pad_token_id,
         defaults=_defaults(wishes),
     )
+
+
+def _cache_shape(hf_model: Any, layers: int, context: int) -> tuple[int, int, int] | None:
+    """Layers, heads and channels of a head as the model itself attends to them; None where that cannot be seen.
+
+    Configs do not always tell: some have one head for all queries under a name of their own, or keys of two parts.
+    """
+    from hfaccel.trace.decoder import probe_layers
+
+    try:
+        first = probe_layers(hf_model, layers, context)[0]
+    except ExportError:
+        return None
+    return layers, first.key_value_heads, first.head_size
+
+
+def _stated_cache_shape(config: Any) -> tuple[int, int, int]:
+    heads = int(config.num_attention_heads)
+    head_size = int(getattr(config, "head_dim", None) or int(config.hidden_size) // heads)
+    return int(config.num_hidden_layers), int(getattr(config, "num_key_value_heads", None) or heads), head_size
 
 
 def cache_inputs(settings: GenerationSettings) -> tuple[TensorSpec, ...]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from hfaccel.construct import construct_encoder_decoder
 from hfaccel.errors import ExportError
 from hfaccel.stages.mobius_corrections import correct_decoder
+from hfaccel.trace import trace_decoder
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -98,6 +99,13 @@ def construct_with_mobius(job: ExportJob) -> onnx_ir.Model:
             execution_provider="cpu",
         )
     model: onnx_ir.Model = package["model"]
+    lost = next((name for name, value in model.graph.initializers.items() if value.const_value is None), None)
+    if lost is not None:
+        raise ExportError(
+            f"mobius takes this for an architecture that it is not: its graph needs '{lost}', which the checkpoint does not have",
+            where=f"model_type {job.source.model_type}",
+            hint="leave it to the exporter traced",
+        )
     correct_decoder(model, job.module)
     _use_names_of(job.contract, model)
     return model
@@ -113,17 +121,31 @@ def construct(job: ExportJob) -> onnx_ir.Model:
     return model
 
 
+def trace(job: ExportJob) -> onnx_ir.Model:
+    """A decoder's graph traced from its torch module, for architectures that nobody has written down: see :mod:`hfaccel.trace`."""
+    if job.contract.generation is None or job.contract.generation.encoder is not None:
+        raise ExportError("only decoders are traced with their cache", where=f"task {job.contract.task}")
+    model = trace_decoder(job.module.hf_model, job.contract.generation, opset=job.opset)
+    _use_names_of(job.contract, model)
+    return model
+
+
 EXPORTERS: Mapping[ExporterName, Exporter] = {
     "transformers": export_with_transformers,
     "torch": export_with_torch,
     "mobius": construct_with_mobius,
     "constructed": construct,
+    "traced": trace,
 }
 
 
 def _samples_of_encoder(job: ExportJob) -> Inputs:
     if job.contract.generation is not None:
-        raise ExportError("what generates text is not traced yet", where=f"model_type {job.source.model_type}")
+        raise ExportError(
+            "this exporter traces no model that generates text",
+            where=f"model_type {job.source.model_type}",
+            hint="use mobius or traced for decoders, constructed for encoder-decoders",
+        )
     return job.samples()
 
 

@@ -13,11 +13,13 @@ import transformers
 
 import hfaccel
 from hfaccel.api import SilentProgress
+from hfaccel.evaluate.greedy_paths import greedy_agreement
 from hfaccel.pipeline import CompileResult
 from hfaccel.recipe.load import list_recipes
 from hfaccel.rewrites.graphs import load_graph
 from hfaccel.runtime.generation.model import GenerationModel
 from hfaccel.runtime.generation.sampling import SamplingSettings
+from hfaccel.runtime.tokenizer import open_tokenizer
 from hfaccel.stages.mobius_corrections import WINDOW, attention_nodes
 
 OFF_TARGET = "cpu-arm-dotprod"
@@ -124,13 +126,14 @@ def compiled(
     return request.param, folder / "model", result
 
 
-def compile_decoder(checkpoint: Path, output: Path, texts: Path, *overrides: str) -> CompileResult:
+def compile_decoder(checkpoint: Path, output: Path, texts: Path, *overrides: str, metric: str | None = None) -> CompileResult:
     progress = SilentProgress()
     result = hfaccel.compile(
         checkpoint,
         output=output,
         task="text-generation",
         data=texts,
+        metric=metric,
         target=OFF_TARGET,
         overrides=overrides,
         use_cache=False,  # a stage of an earlier run would hide what is wrong with the code of this one
@@ -145,17 +148,26 @@ def prompts() -> list[list[int]]:
     return [random.integers(5, WORDS, length).tolist() for length in PROMPT_LENGTHS]
 
 
+def greedy_share(checkpoint: Path, model: GenerationModel, texts: Path) -> dict[str, Any]:
+    """What the manifest should say: transformers and the compiled model continue the first halves of the texts."""
+    rows = [model.encode(line) for line in texts.read_text(encoding="utf-8").splitlines()]
+    beginnings = [row[: len(row) // 2] for row in rows]
+    source = answers_of_transformers(checkpoint, beginnings)
+    written = model.generate_ids(beginnings, SamplingSettings(max_new_tokens=NEW_TOKENS))
+    return greedy_agreement(source, written, range(len(rows)), steps=NEW_TOKENS).to_json()
+
+
 def open_decoder(folder: Path) -> GenerationModel:
     model = hfaccel.load(folder)
     assert isinstance(model, GenerationModel)
     return model
 
 
-def answers_of_transformers(checkpoint: Path) -> list[list[int]]:
+def answers_of_transformers(checkpoint: Path, rows: list[list[int]] | None = None) -> list[list[int]]:
     """Greedy, each prompt alone."""
     model = transformers.AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
     answers = []
-    for prompt in prompts():
+    for prompt in rows or prompts():
         ids = torch.tensor([prompt])
         with torch.inference_mode():
             given = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=NEW_TOKENS, do_sample=False)
@@ -212,6 +224,8 @@ def test_the_default_ladder_ships_what_the_gate_admits(tmp_path: Path, write_tok
     assert chosen["precision"] == "int8"
     assert chosen["size_bytes"] < candidates["float"]["size_bytes"] / 2
     model = open_decoder(result.folder)
+    assert chosen["verdict"]["greedy"] == greedy_share(tmp_path / "model", model, texts)
+    assert [item["name"] for item in candidates.values() if "greedy" in item["verdict"]] == [chosen["name"]]
     prompt = "word7 word50 word3 word99"
     answer = model.generate(prompt, max_new_tokens=24)
     assert len(answer.split()) > 12  # special tokens are no words
@@ -219,3 +233,39 @@ def test_the_default_ladder_ships_what_the_gate_admits(tmp_path: Path, write_tok
     pieces = list(model.generate(prompt, max_new_tokens=24, stream=True))
     assert len(pieces) > 1
     assert "".join(pieces) == answer
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_prompts_with_answers_are_answered_by_every_candidate(
+    chat: bool, tmp_path: Path, write_tokenizer: Callable[..., None]
+) -> None:
+    """The references are what the source says; as a chat model, what it says to them as messages."""
+    (tmp_path / "model").mkdir()
+    make_checkpoint("llama", tmp_path / "model", write_tokenizer)
+    template = "word1 {{ messages[0].content }} word2 "
+    if chat:
+        (tmp_path / "model" / "chat_template.jinja").write_text(template, encoding="utf-8")
+    random = np.random.default_rng(2)
+    questions = [" ".join(f"word{number}" for number in random.integers(3, WORDS - 5, 12)) for _ in range(10)]
+    asked = [template.replace("{{ messages[0].content }}", question) if chat else question for question in questions]
+    tokenizer = open_tokenizer(tmp_path / "model" / "tokenizer.json")
+    said = answers_of_transformers(
+        tmp_path / "model", [tokenizer.encode(text, add_special_tokens=not chat).ids for text in asked]
+    )
+    # Cut to eight words; each model may write 24.
+    rows = [f"{question},{tokenizer.decode(ids[:8])}" for question, ids in zip(questions, said, strict=True)]
+    (tmp_path / "data.csv").write_text("\n".join(["prompt,answer", *rows]) + "\n", encoding="utf-8")
+    result = compile_decoder(
+        tmp_path / "model", tmp_path / "out", tmp_path / "data.csv", "accuracy.max_loss=0.5", metric="rouge_l"
+    )
+    by_name = {item["name"]: item["verdict"] for item in result.manifest["candidates"] if item["verdict"]}
+    expected = 2 * 8 / (8 + 24)  # all eight words are there, of 24 that were written
+    assert by_name["float"]["answers"]["source"] == pytest.approx(expected, abs=0.06)  # special tokens are no words
+    for verdict in by_name.values():
+        assert verdict["answers"]["metric"] == "rouge_l"
+        assert verdict["answers"]["examples"] == 10
+        assert verdict["answers"]["source"] == by_name["float"]["answers"]["source"]
+    assert by_name["float"]["answers"]["candidate"] == by_name["float"]["answers"]["source"]
+    # The source holds what it says for likely: of whole texts of random words the perplexity would be about their number.
+    assert by_name["float"]["losses"][0]["source"] < WORDS / 4
+    assert "Its own answers" in (result.folder / "report.html").read_text(encoding="utf-8")
