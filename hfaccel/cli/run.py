@@ -59,13 +59,26 @@ def run(
     ] = None,
     repetition_penalty: Annotated[float | None, typer.Option(help="Text generation: above 1 against repetition.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="Text generation: text that ends the answer; may be repeated.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Text generation: repeats the draws.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Text generation, speech: repeats the draws.")] = None,
     num_beams: Annotated[
         int | None, typer.Option(min=1, help="Encoder-decoders: beginnings of an answer that go on side by side.")
     ] = None,
     timestamps: Annotated[bool, typer.Option("--timestamps", help="Speech: segments with their times.")] = False,
     language: Annotated[str | None, typer.Option(help="Speech: code of what is spoken, e.g. de; heard if not given.")] = None,
     translate: Annotated[bool, typer.Option("--translate", help="Speech: English text of another language.")] = False,
+    temperatures: Annotated[
+        str | None,
+        typer.Option(help="Speech: tried until an answer is good, e.g. 0,0.2,0.4; as usual for long recordings, 0 tries once."),
+    ] = None,
+    compression_ratio_threshold: Annotated[
+        float | None, typer.Option(help="Speech: above it an answer repeats itself and is tried again; usually 1.35.")
+    ] = None,
+    logprob_threshold: Annotated[
+        float | None, typer.Option(help="Speech: below it an answer is unlikely and is tried again; usually -1.")
+    ] = None,
+    no_speech_threshold: Annotated[
+        float | None, typer.Option(help="Speech: an unlikely answer is silence where that is likelier than this; usually 0.6.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the answers as JSON.")] = False,
 ) -> None:
     """Run texts through a compiled model; needs no torch and no transformers.
@@ -88,7 +101,15 @@ def run(
         "stop": tuple(stop) if stop else None,
         "seed": seed,
     }
-    hearing = {"timestamps": timestamps or None, "language": language, "task": "translate" if translate else None}
+    hearing = {
+        "timestamps": timestamps or None,
+        "language": language,
+        "task": "translate" if translate else None,
+        "temperatures": None if temperatures is None else _numbers(temperatures),
+        "compression_ratio_threshold": compression_ratio_threshold,
+        "logprob_threshold": logprob_threshold,
+        "no_speech_threshold": no_speech_threshold,
+    }
     wishes = _Wishes(
         given,
         pair,
@@ -174,6 +195,16 @@ def _given(
     return given
 
 
+def _numbers(text: str) -> tuple[float, ...]:
+    """Numbers separated by commas."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(
+            f"'{text}' is no list of numbers", where="--temperatures", hint="separate them by commas: 0,0.2,0.4"
+        ) from None
+
+
 def _present(options: Mapping[str, Any]) -> dict[str, Any]:
     """Those that were given."""
     return {name: value for name, value in options.items() if value is not None}
@@ -198,10 +229,10 @@ def _show(output: Output, model: Model | GenerationModel | TextToTextModel | Spe
         _refuse(chat | _options({**drawing, **hearing, **beams}) | {"--stream": wishes.stream}, model)
         _show_reading(output, model, wishes)
     else:
-        longest = {name: value for name, value in drawing.items() if name == "max_new_tokens"}
-        others = {name: value for name, value in drawing.items() if name not in longest}
+        shared = {name: value for name, value in drawing.items() if name in ("max_new_tokens", "seed")}
+        others = {name: value for name, value in drawing.items() if name not in shared}
         _refuse(reading | chat | _options(others) | {"--top-k": wishes.top_k is not None}, model)
-        show_transcripts(output, model, wishes.given, {**hearing, **longest, **beams}, stream=wishes.stream)
+        show_transcripts(output, model, wishes.given, {**hearing, **shared, **beams}, stream=wishes.stream)
 
 
 def _show_reading(output: Output, model: Model, wishes: _Wishes) -> None:

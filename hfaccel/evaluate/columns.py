@@ -31,6 +31,7 @@ PAIRS: tuple[tuple[str, str], ...] = (
 )
 _TEXT = ("text", "sentence", "content", "review", "question", "query", "input", "sentence1", "premise", "title")
 _SCORE = ("score", "label", "labels", "similarity", "similarity_score", "relevance", "gold_score")
+_WRITTEN_ANSWERS = ("answer", "answers", "target", "reference", "references", "completion", "response", "output")
 SYNONYMS: Mapping[Task, Mapping[Role, tuple[str, ...]]] = {
     "text-classification": {"text": _TEXT, "text_pair": (), "label": ("label", "labels", "score", "class", "category", "target")},
     "token-classification": {
@@ -52,7 +53,7 @@ SYNONYMS: Mapping[Task, Mapping[Role, tuple[str, ...]]] = {
     },
     "fill-mask": {"text": _TEXT},
     "feature-extraction": {"text": _TEXT},
-    "text-generation": {"text": _TEXT},
+    "text-generation": {"text": ("text", "prompt", "instruction", *_TEXT[1:]), "answers": _WRITTEN_ANSWERS},
     "text2text-generation": {
         "text": ("source", "text", "input", "document", "article", "dialogue", "passage", "question", "sentence"),
         "answers": ("target", "reference", "references", "summary", "highlights", "translation", "answer", "answers", "output"),
@@ -65,6 +66,10 @@ SYNONYMS: Mapping[Task, Mapping[Role, tuple[str, ...]]] = {
 _ALIASES: Mapping[str, Role] = {"question": "text", "query": "text", "document": "text_pair", "score": "label", "tags": "label"}
 """Roles by other names, as users may map them."""
 _WRITTEN_ALIASES: Mapping[Task, Mapping[str, Role]] = {
+    "text-generation": {
+        **dict.fromkeys(SYNONYMS["text-generation"]["text"], "text"),
+        **dict.fromkeys(SYNONYMS["text-generation"]["answers"], "answers"),
+    },
     "text2text-generation": {
         **dict.fromkeys(SYNONYMS["text2text-generation"]["text"], "text"),
         **dict.fromkeys(SYNONYMS["text2text-generation"]["answers"], "answers"),
@@ -204,7 +209,7 @@ class RowParser:
         if self.task == "automatic-speech-recognition":
             return Example(text=self._sound(row, where), answers=self._written(row, where))
         first = self._string(row, "text", where)
-        if self.task == "text2text-generation":
+        if self.task in ("text-generation", "text2text-generation"):
             return Example(text=first, answers=self._written(row, where))
         if self.task == "question-answering":
             answers = _answers(row.get(self.roles["answers"])) if "answers" in self.roles else ()

@@ -15,7 +15,8 @@ class Example:
     Attributes:
         text: the text, a pair that the model reads together or (sentence-similarity) one after the other, the query and the
             document (text-ranking), the question (question-answering), the words joined by spaces (token-classification), the
-            source (text2text-generation), the path of a sound file (automatic-speech-recognition).
+            source (text2text-generation), running text or a prompt (text-generation), the path of a sound file
+            (automatic-speech-recognition).
         label: the reference, None when unlabelled: label id, tuple of label ids (multi-label), number (regression, similarity and
             relevance scores), tuple with one tag per word (token-classification). Label names stay names where the labels of the
             model are not known.
@@ -23,7 +24,7 @@ class Example:
         word_spans: start and end character of each word in ``text``.
         context: the passage that holds the answer (question-answering).
         answers: accepted answers; empty when the question has none (question-answering) or the data states none
-            (text2text-generation, automatic-speech-recognition).
+            (text-generation, text2text-generation, automatic-speech-recognition).
         slice: which part of the data it belongs to, for example its language; None where the data does not say.
     """
 

@@ -84,6 +84,7 @@ def default_metric(task: Task, problem_type: ProblemType | None) -> MetricName:
         "question-answering": "qa_f1",
         "sentence-similarity": "spearman",
         "text-ranking": "spearman",
+        "text-generation": "rouge_l",
         "text2text-generation": "rouge_l",
         "automatic-speech-recognition": "wer",
     }
@@ -250,6 +251,7 @@ def _entity_counts(predictions: Sequence[Sequence[str]], references: Sequence[Se
 
 _CLASSIFICATION: tuple[Task, ...] = ("text-classification",)
 _SCORED: tuple[Task, ...] = ("text-classification", "sentence-similarity", "text-ranking")
+_GENERATED: tuple[Task, ...] = ("text-generation", "text2text-generation")
 _WRITTEN: tuple[Task, ...] = ("text2text-generation", "automatic-speech-recognition")
 METRICS: Mapping[MetricName, Metric] = {
     "accuracy": Metric("accuracy", _CLASSIFICATION, _correct, _weighted_mean),
@@ -258,11 +260,11 @@ METRICS: Mapping[MetricName, Metric] = {
     "mcc": Metric("mcc", _CLASSIFICATION, _class_counts, _matthews),
     "spearman": Metric("spearman", _SCORED, _columns, _spearman, discrete=False),
     "pearson": Metric("pearson", _SCORED, _columns, _pearson, discrete=False),
-    "exact_match": Metric("exact_match", ("question-answering", "text2text-generation"), _exact_match, _weighted_mean),
+    "exact_match": Metric("exact_match", ("question-answering", *_GENERATED), _exact_match, _weighted_mean),
     "qa_f1": Metric("qa_f1", ("question-answering",), _answer_f1, _weighted_mean),
     "entity_f1": Metric("entity_f1", ("token-classification",), _entity_counts, _micro_f1),
     "wer": Metric("wer", _WRITTEN, word_errors, word_error_rate, higher_is_better=False),
-    "bleu": Metric("bleu", ("text2text-generation",), bleu_counts, bleu),
-    "chrf": Metric("chrf", _WRITTEN, character_counts, chrf),
-    "rouge_l": Metric("rouge_l", ("text2text-generation",), longest_common_words, _weighted_mean),
+    "bleu": Metric("bleu", _GENERATED, bleu_counts, bleu),
+    "chrf": Metric("chrf", ("text-generation", *_WRITTEN), character_counts, chrf),
+    "rouge_l": Metric("rouge_l", _GENERATED, longest_common_words, _weighted_mean),
 }

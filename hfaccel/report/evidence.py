@@ -6,10 +6,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from hfaccel.report.bars import Scale, bar, interval
-from hfaccel.report.facts import Manifest, Measure, chosen, is_float, is_label_free, measures, points, stage_metrics, state
+from hfaccel.report.facts import (
+    Manifest,
+    Measure,
+    chosen,
+    greedy_of,
+    is_float,
+    is_label_free,
+    measures,
+    points,
+    stage_metrics,
+    state,
+)
 from hfaccel.report.markup import Markup, element, join, nowrap, paragraph, table
 from hfaccel.report.scatter import amount
-from hfaccel.report.wording import milliseconds, percent, point_words, significant
+from hfaccel.report.wording import greedy_words, milliseconds, percent, point_words, significant
 
 TITLES = {
     "loss": "Loss against the source",
@@ -29,7 +40,7 @@ def data_words(manifest: Manifest) -> str:
             "the source model, not task accuracy."
         )
     kind = "labelled" if data["labelled"] else "unlabelled (agreement with the source)"
-    if manifest["source"]["task"] == "text-generation":
+    if manifest["source"]["task"] == "text-generation" and not any(map(answers_of, manifest["candidates"])):
         kind = "text, of which the first are read,"
     return f"{data['examples']} {kind} examples of {data['name']} (sha256 {data['sha256'][:12]})."
 
@@ -44,6 +55,9 @@ def accuracy(manifest: Manifest) -> Markup:
         parts += [element("h3", {}, "Slices of what ships"), _slices(slices, manifest["recipe"]["accuracy"]["max_loss"])]
     if any(answers_of(item) is not None for item in manifest["candidates"]):
         parts += [element("h3", {}, "Its own answers"), _own_answers(manifest)]
+    greedy = greedy_of(chosen(manifest))
+    if greedy is not None:
+        parts += [element("h3", {}, "How far it writes what the source writes"), paragraph(greedy_words(greedy))]
     parts.append(_beside(manifest))
     return join(parts)
 

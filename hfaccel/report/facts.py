@@ -118,6 +118,12 @@ def is_label_free(manifest: Manifest) -> bool:
     return bool(stage_metrics(manifest, "accuracy").get("label_free_sample"))
 
 
+def greedy_of(candidate: Candidate) -> Mapping[str, Any] | None:
+    """How it continues prompts beside the source; of decoders that were quantized, what ships only."""
+    found: Mapping[str, Any] | None = (candidate["verdict"] or {}).get("greedy")
+    return found
+
+
 @dataclass(frozen=True)
 class Measure:
     """A measure that a gate limits, as an amount of harm: 0 is as good as the source.

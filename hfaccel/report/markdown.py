@@ -6,16 +6,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hfaccel.report.evidence import data_words
-from hfaccel.report.facts import Manifest, chosen, in_pareto_set, is_float, is_quick, points, waterfall
+from hfaccel.report.facts import Manifest, chosen, greedy_of, in_pareto_set, is_float, is_quick, points, waterfall
 from hfaccel.report.headline import cautions, headline
-from hfaccel.report.wording import NOT_MEASURED, megabytes, milliseconds, percent
+from hfaccel.report.wording import NOT_MEASURED, greedy_words, megabytes, milliseconds, percent
 
 
 def candidate_rows(manifest: Manifest) -> tuple[list[str], list[list[str]]]:
     """The table of what was tried: header and rows, best first, as the terminal and the report show it.
 
     ``quick`` marks speed-ups of candidates that were out before the final race, ``pareto`` those that no other one beats in speed,
-    size and accuracy.
+    size and accuracy. Of decoders ``same tokens`` is the share of the source's tokens that what ships writes, too.
     """
     points: list[Mapping[str, Any]] = next((timings for item in manifest["candidates"] if (timings := item["timings"])), [])
     header = [
@@ -25,8 +25,9 @@ def candidate_rows(manifest: Manifest) -> tuple[list[str], list[list[str]]]:
         "speed-up",
         "loss (95 % bound)",
         "cosine",
-        "outcome",
     ]
+    continued = any(greedy_of(item) for item in manifest["candidates"])
+    header += [*(["same tokens"] if continued else []), "outcome"]
     rows = []
     for item in manifest["candidates"]:
         times = [f"{timing['candidate_ms']:.2f}{'' if timing['stable'] else ' (not stable)'}" for timing in item["timings"]]
@@ -42,6 +43,7 @@ def candidate_rows(manifest: Manifest) -> tuple[list[str], list[list[str]]]:
                 speed,
                 _loss(item["verdict"]),
                 _number(item["verdict"], "cosine_mean"),
+                *([_same_tokens(greedy_of(item))] if continued else []),
                 f"{outcome}, pareto" if in_pareto_set(item) else outcome,
             ]
         )
@@ -58,6 +60,10 @@ def _loss(verdict: Mapping[str, Any] | None) -> str:
 def _number(verdict: Mapping[str, Any] | None, key: str) -> str:
     value = verdict.get(key) if verdict else None
     return "" if value is None else f"{value:.4f}"
+
+
+def _same_tokens(greedy: Mapping[str, Any] | None) -> str:
+    return "" if greedy is None else f"{greedy['share']:.1%} (at least {greedy['share_lower_bound']:.1%})"
 
 
 def report_text(manifest: Manifest) -> str:
@@ -77,7 +83,8 @@ def report_text(manifest: Manifest) -> str:
     if dropped:
         lines += ["", "Dropped, and why:", "", *dropped]
     lines += ["", "## From source to artifact", "", *_way(manifest)]
-    lines += ["", "## Accuracy", "", data_words(manifest), *_slices(manifest), "", "## Stages", ""]
+    lines += ["", "## Accuracy", "", data_words(manifest), *_continued(manifest), *_slices(manifest)]
+    lines += ["", "## Stages", ""]
     stages = [
         [item["stage"], item["status"], f"{item['seconds']:.1f}", megabytes(item.get("peak_memory_bytes"))]
         for item in manifest["stages"]
@@ -105,6 +112,11 @@ def _way(manifest: Manifest) -> list[str]:
         for step in waterfall(manifest)
     ]
     return markdown_table(["step", "what", *at, "size", "distance from the source"], rows)
+
+
+def _continued(manifest: Manifest) -> list[str]:
+    greedy = greedy_of(chosen(manifest))
+    return [] if greedy is None else ["", greedy_words(greedy)]
 
 
 def _slices(manifest: Manifest) -> list[str]:

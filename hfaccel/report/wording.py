@@ -76,3 +76,18 @@ def shortened(text: str, length: int) -> str:
 def examples_words(loss: Mapping[str, Any]) -> str:
     """What a loss was measured on, counted: labelled examples, or texts whose every next token counts."""
     return f"{loss['examples']} texts" if loss.get("method") == "documents" else f"{loss['examples']} labelled examples"
+
+
+def greedy_words(greedy: Mapping[str, Any]) -> str:
+    """How much of what the source writes the candidate writes too, always taking the likeliest token."""
+    prompts, texts = greedy["prompts"], greedy["texts"]
+    of = f"{prompts} prompts of {texts} text{'' if texts == 1 else 's'}" if prompts > 1 else "a prompt"
+    share, prefix = f"{greedy['share']:.1%}", f"{greedy['prefix_mean']:.1f}"
+    if texts > 1:
+        share += f" (with 95 % confidence at least {greedy['share_lower_bound']:.1%})"
+        prefix += f" (at least {greedy['prefix_lower_bound']:.1f})"
+    bound = "" if texts > 1 else "; one text gives no bound"
+    return (
+        f"Continuing {of} by {greedy['steps']} tokens, always the likeliest, {share} of its tokens are the source's, place by place, and "
+        f"the first {prefix} on average{bound}. That decides nothing: after one near tie two texts part for good."
+    )

@@ -26,6 +26,8 @@ TOKENIZER_FILES = (
     "merges.txt",
     "spiece.model",
     "spm.model",
+    "source.spm",
+    "target.spm",
     "sentencepiece.bpe.model",
     "tokenizer.model",
 )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +13,7 @@ from hfaccel.artifact.contract import TextSettings
 from hfaccel.errors import SourceError
 from hfaccel.runtime.batching import pad
 from hfaccel.runtime.tokenizer import Text, TextTokenizer
+from hfaccel.source.marian import INPUTS, build_tokenizer, is_marian, marian_vocabulary
 from hfaccel.source.model import CONFIG_FILE, PREPROCESSOR_FILE, SourceModel, read_object
 
 # Their position ids start after the padding id, so that many positions cannot be used.
@@ -44,6 +47,7 @@ _CHECKED_TEXTS: tuple[Text, ...] = (
     ("Who is it?", "It is Anna."),
     ("", "second only"),
 )
+_DECODED_AT_ONCE = 50
 _SETTINGS_FILES = (CONFIG_FILE, "generation_config.json", PREPROCESSOR_FILE)
 
 
@@ -86,20 +90,27 @@ def tokenizer_inputs(source: SourceModel) -> tuple[str, ...]:
     Raises:
         SourceError: transformers cannot load the tokenizer.
     """
+    if is_marian(source.folder):
+        return INPUTS
     return tuple(str(name) for name in _load_tokenizer(source).model_input_names)
 
 
 def write_tokenizer(source: SourceModel, destination_folder: Path) -> None:
     """Write ``tokenizer.json`` and the settings files of the checkpoint into an artifact folder.
 
-    A checkpoint with vocabulary files only gets its ``tokenizer.json`` built by transformers.
+    A checkpoint with vocabulary files only gets its ``tokenizer.json`` built by transformers; see :mod:`hfaccel.source.marian` for
+    those of which transformers builds none.
 
     Raises:
-        SourceError: transformers cannot build a ``tokenizer.json`` from the vocabulary files.
+        SourceError: no ``tokenizer.json`` can be built from the vocabulary files.
     """
     destination_folder.mkdir(parents=True, exist_ok=True)
     if (source.folder / "tokenizer.json").is_file():
         for name in ("tokenizer.json", *_COPIED_FILES):
+            _copy(source.folder, destination_folder, name)
+    elif is_marian(source.folder):
+        build_tokenizer(source.folder).tokenizer.save(str(destination_folder / "tokenizer.json"))
+        for name in _COPIED_FILES:
             _copy(source.folder, destination_folder, name)
     else:
         _load_tokenizer(source).save_pretrained(destination_folder)
@@ -111,7 +122,7 @@ def write_tokenizer(source: SourceModel, destination_folder: Path) -> None:
         _copy(source.folder, destination_folder, name)
 
 
-def check_tokenizer(source: SourceModel, folder: Path) -> None:
+def check_tokenizer(source: SourceModel, folder: Path) -> tuple[str, ...]:
     """Hold the ``tokenizer.json`` that :func:`write_tokenizer` put into ``folder`` against the tokenizer that transformers makes.
 
     transformers may build another one than ``tokenizer.json`` says (other files of the checkpoint ask for lower case, a prefix
@@ -121,11 +132,18 @@ def check_tokenizer(source: SourceModel, folder: Path) -> None:
         source: the checkpoint.
         folder: the artifact folder.
 
+    Returns:
+        What the user must know: what could not be compared, and what differs in rare texts.
+
     Raises:
-        SourceError: ids, attention mask or token types differ; names the first text where they do.
+        SourceError: ids, attention mask, token types or what ids are decoded to differ; names the first text where they do.
     """
     if source.task == "automatic-speech-recognition":
-        return  # it reads no text: ids become text, and what the tokenizer puts around a text plays no part
+        return ()  # it reads no text: ids become text, and what the tokenizer puts around a text plays no part
+    marian = is_marian(source.folder)
+    notices = _marian_notices(source) if marian else ()
+    if marian and find_spec("sentencepiece") is None:
+        return notices
     settings = text_settings(source)
     ours, theirs = TextTokenizer(folder, settings), _load_tokenizer(source)
     long = " ".join(str(text) for text in _CHECKED_TEXTS) * (1 + settings.max_length // 50)
@@ -139,6 +157,39 @@ def check_tokenizer(source: SourceModel, folder: Path) -> None:
         padded = theirs.pad([_encode(theirs, text, settings) for text in ("word", "word word word")], return_tensors="np")
         mask = pad(ours.encode(["word", "word word word"]), settings)["attention_mask"]
         _compare(source, "word", "attention mask", mask[0].tolist(), padded["attention_mask"][0].tolist())
+    if marian:
+        _compare_decoding(source, ours, theirs)
+    return notices
+
+
+def _marian_notices(source: SourceModel) -> tuple[str, ...]:
+    notices = []
+    if find_spec("sentencepiece") is None:
+        notices.append(
+            "the tokenizer.json made of source.spm was not compared with transformers' tokenizer, which needs sentencepiece "
+            "(pip install sentencepiece)"
+        )
+    if left_out := build_tokenizer(source.folder).left_out:
+        notices.append(
+            f"{len(left_out)} pieces of source.spm are not in vocab.json, such as {', '.join(map(repr, left_out[:3]))}: where "
+            "transformers takes them for unknown, the compiled model reads smaller pieces"
+        )
+    return tuple(notices)
+
+
+def _compare_decoding(source: SourceModel, ours: TextTokenizer, theirs: Any) -> None:
+    """Answers may hold any token: all of them are decoded, some at a time."""
+    ids = sorted(marian_vocabulary(source.folder).values())
+    for start in range(0, len(ids), _DECODED_AT_ONCE):
+        row = ids[start : start + _DECODED_AT_ONCE]
+        made, expected = ours.decode(row, skip_special_tokens=True), theirs.decode(row, skip_special_tokens=True)
+        if made.strip() != expected.strip():
+            raise SourceError(
+                f"the tokenizer made of target.spm decodes ids {row[0]} to {row[-1]} to {made[:60]!r}, that of transformers to "
+                f"{expected[:60]!r}",
+                where=str(source.folder),
+                hint="add a tokenizer.json to the checkpoint folder",
+            )
 
 
 def _encode(tokenizer: Any, text: Text, settings: TextSettings) -> Any:
@@ -198,6 +249,9 @@ def _side(value: Any) -> Literal["right", "left"]:
 def _token_ids(source: SourceModel, tokens: list[str]) -> tuple[dict[str, int], Mapping[str, Any]]:
     """Ids of the special tokens that exist, and the ``padding`` section of ``tokenizer.json``."""
     content = read_object(source.folder / "tokenizer.json")
+    if is_marian(source.folder):
+        known = marian_vocabulary(source.folder)
+        return {token: known[token] for token in tokens if token in known}, {}
     if not content:
         tokenizer = _load_tokenizer(source)
         vocabulary = tokenizer.get_vocab()
@@ -214,8 +268,13 @@ def _load_tokenizer(source: SourceModel) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(
-            source.folder, local_files_only=True, trust_remote_code=source.trust_remote_code, use_fast=True
-        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Recommended: pip install sacremoses")  # Marian's reads no text with it
+            return AutoTokenizer.from_pretrained(
+                source.folder, local_files_only=True, trust_remote_code=source.trust_remote_code, use_fast=True
+            )
     except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
-        raise SourceError(f"transformers cannot load the tokenizer: {error}", where=source.id) from error
+        # transformers asks for other libraries where this one is missing.
+        wants = any(source.folder.glob("*.model")) and find_spec("sentencepiece") is None
+        hint = "pip install sentencepiece, or add a tokenizer.json to the checkpoint folder" if wants else ""
+        raise SourceError(f"transformers cannot load the tokenizer: {error}", where=source.id, hint=hint) from error

@@ -17,11 +17,12 @@ from hfaccel.source.torch_model import TorchRunner, load_torch_model
 from hfaccel.stages.base import StageContext, StageName, StageResult
 from hfaccel.stages.candidates import FLOAT_PARENT, Candidate, load_candidates, save_candidates
 from hfaccel.stages.choice import choose, rank
-from hfaccel.stages.examine import Examiner, Finding
+from hfaccel.stages.examine import Examiner
 from hfaccel.stages.examine_answers import AnswersExaminer
 from hfaccel.stages.examine_language import LanguageExaminer
 from hfaccel.stages.fallback import search_fallbacks
 from hfaccel.stages.finals import race_finalists
+from hfaccel.stages.greedy_paths import with_greedy_paths
 from hfaccel.stages.parents import FALLBACK_FOLDER, graph_path
 from hfaccel.stages.precision_map import precision_map
 from hfaccel.stages.shipping import write_shipped, written_by
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from hfaccel.runtime.session import Runner
 
 NAME: StageName = "accuracy"
-REVISION = 9
+REVISION = 10
 LIBRARIES = (
     "torch",
     "transformers",
@@ -91,11 +92,12 @@ def run(artifact: Artifact | None, ctx: StageContext) -> StageResult:
         judged.append(_judge(candidate, artifact, examiner, ctx) if candidate.reason is None else candidate)
     if isinstance(examiner, Examiner):  # sensitivity of decoders is not searched yet
         judged += search_fallbacks(judged, artifact, examiner, ctx)
+    prompts = examiner.path_prompts() if isinstance(examiner, LanguageExaminer) else []
     del examiner
     gc.collect()  # before several sessions are open at once
     judged = race_finalists(judged, artifact, ctx)
     chosen = _shippable(choose(judged, ctx.recipe.measure.objective), judged, ctx)
-    chosen = replace(chosen, matmuls=precision_map(chosen, ctx))
+    chosen = with_greedy_paths(replace(chosen, matmuls=precision_map(chosen, ctx)), judged, prompts, artifact, ctx)
     graph = write_shipped(graph_path(chosen, artifact, ctx), chosen, artifact.contract, tokenizer, ctx)
     shutil.rmtree(ctx.workdir / FALLBACK_FOLDER, ignore_errors=True)
     save_candidates(rank(judged, chosen, ctx.recipe.measure.objective), ctx.workdir)
@@ -121,10 +123,11 @@ def _examiner(
     contract, folder = artifact.contract, ctx.artifacts["export"].folder
     if contract.generation is None:
         return Examiner(source, dataset, tokenizer, contract, ctx)
-    if contract.generation.encoder is None:
-        return LanguageExaminer(source, dataset, folder / "tokenizer.json", contract.generation, ctx)
     # Parity has proved the float graph to be the source, and it answers several times as fast.
     floating = next(candidate for candidate in candidates if candidate.name == FLOAT_PARENT)
+    if contract.generation.encoder is None:
+        answers = written_by(floating, artifact, ctx) if dataset.labelled else None
+        return LanguageExaminer(source, dataset, folder, contract.generation, ctx, source_answers=answers)
     answers = written_by(floating, artifact, ctx)
     return AnswersExaminer(source, dataset, folder, contract, ctx, source_answers=answers)
 
@@ -134,10 +137,10 @@ def _judge(
 ) -> Candidate:
     ctx.progress.step(f"judging: {candidate.name}")
     runner = open_with_all_logits(artifact.folder / candidate.graph, artifact.contract, candidate.session)
-    if isinstance(examiner, AnswersExaminer):
-        finding: Finding = examiner.examine(runner, answers=written_by(candidate, artifact, ctx))
-    else:
+    if isinstance(examiner, Examiner):
         finding = examiner.examine(runner)
+    else:
+        finding = examiner.examine(runner, answers=written_by(candidate, artifact, ctx))
     judged = replace(candidate, verdict=finding.to_json())
     if candidate.name == FLOAT_PARENT and finding.reason != "not-finite":
         return judged  # parity proved it stage by stage; on a handful of examples no bound could

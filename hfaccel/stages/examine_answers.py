@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from hfaccel.errors import DataError
 from hfaccel.evaluate.example import Example
-from hfaccel.evaluate.gate import Loss, paired_loss
 from hfaccel.evaluate.metrics import resolve_metric
 from hfaccel.evaluate.perplexity import (
     Divergence,
     WindowScores,
     compare_scores,
     divergence,
-    explain_language,
-    judge_language,
     score_window,
 )
-from hfaccel.evaluate.sequential import TOTAL_ERROR
 from hfaccel.evaluate.teacher_forcing import AnswerReader, ForcedAnswer, own_answers
 from hfaccel.runtime.session import Runner
-from hfaccel.stages.examine import Finding
+from hfaccel.stages.own_answers import Answers, AnswersFinding, OwnAnswers, finding_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,9 +28,6 @@ if TYPE_CHECKING:
     from hfaccel.artifact.contract import Contract
     from hfaccel.evaluate.dataset import Dataset
     from hfaccel.stages.base import StageContext
-
-Answers = Callable[[Sequence[Example]], Sequence[str]]
-"""Writes an answer to each example: the source with its own settings, or a candidate with the same."""
 
 MOST_TOKENS = 5_000
 """Of answers that every candidate reads."""
@@ -49,23 +42,6 @@ MOST_WRITTEN = 100
 KEPT_LOGITS_BYTES = 64_000_000
 """The source's logits are kept for as many positions, spread over the answers, as fit: the divergence is measured there."""
 BATCH_ROWS = 3
-
-
-@dataclass(frozen=True)
-class AnswersFinding(Finding):
-    """What an examination found.
-
-    Attributes:
-        answers: loss of the task's metric on the candidate's own answers; None where the data has no references, or nobody
-            wrote any. It refuses what is proven to lose more than the budget, and accepts nothing: answers differ or not, and so
-            take many examples to prove anything.
-    """
-
-    answers: Loss | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON types, as the manifest shows a verdict."""
-        return {**super().to_json(), "answers": None if self.answers is None else asdict(self.answers)}
 
 
 @dataclass(frozen=True)
@@ -107,8 +83,7 @@ class AnswersExaminer:
     ) -> None:
         self.dataset = dataset
         self._limits = ctx.recipe.accuracy
-        self._seed = ctx.recipe.seed
-        self._metric = resolve_metric(ctx.metric, contract.task, None)
+        metric = resolve_metric(ctx.metric, contract.task, None)
         self._reader = AnswerReader(tokenizer_folder, contract)
         self._forced = self._force_answers(source)
         every = self._every()
@@ -119,8 +94,10 @@ class AnswersExaminer:
             self._source.append(score_window(logits, window))
             positions = np.arange(window.first - 1, len(window.ids) - 1, every)
             self._kept.append(_Kept(positions, logits[positions].copy()))
-        self._written = dataset.examples[:MOST_WRITTEN] if dataset.labelled and source_answers is not None else ()
-        self._source_written = list(source_answers(self._written)) if source_answers is not None and self._written else []
+        self._own: OwnAnswers | None = None
+        if dataset.labelled and source_answers is not None:
+            written = dataset.examples[:MOST_WRITTEN]
+            self._own = OwnAnswers(metric, written, source_answers, self._limits, seed=ctx.recipe.seed)
 
     def examine(self, runner: Runner, *, answers: Answers | None = None) -> AnswersFinding:
         """Read the answers with a graph that gives the logits of all tokens, and judge it.
@@ -135,18 +112,9 @@ class AnswersExaminer:
             scores.append(score_window(logits, forced.window))
             divergences.append(divergence(kept.logits, logits[kept.positions]))
         loss = compare_scores(self._source, scores, divergences)
-        verdict = judge_language(loss, self._limits)
-        invariance = self._batch_cosine(runner)
-        written = self._loss_of_answers(answers) if answers is not None and loss.non_finite == 0 else None
-        if not verdict.passed:
-            return AnswersFinding(verdict, invariance, verdict.reason, explain_language(loss, self._limits), written)
-        if invariance < self._limits.batch_invariance:
-            asked = self._limits.batch_invariance
-            detail = f"an answer alone and in a batch: cosine {invariance:.4f} of the logits, at least {asked} is asked"
-            return AnswersFinding(verdict, invariance, "batch-variant", detail, written)
-        if written is not None and written.lower_bound > self._limits.max_loss:
-            return AnswersFinding(verdict, invariance, "loss-over-budget", self._explain(written), written)
-        return AnswersFinding(verdict, invariance, None, "", written)
+        known = self._own if loss.non_finite == 0 else None
+        written = known.loss(answers) if known is not None and answers is not None else None
+        return finding_of(loss, written, self._batch_cosine(runner), self._limits, what="an answer")
 
     def _force_answers(self, source: Runner) -> list[ForcedAnswer]:
         reader, labelled = self._reader, self.dataset.labelled
@@ -202,28 +170,6 @@ class AnswersExaminer:
             among = together[place, len(row) - 1].astype(np.float64)
             worst = min(worst, float(alone @ among / (np.linalg.norm(alone) * np.linalg.norm(among))))
         return worst
-
-    def _loss_of_answers(self, answers: Answers) -> Loss | None:
-        if not self._source_written:
-            return None
-        return paired_loss(
-            self._metric,
-            self._source_written,
-            list(answers(self._written)),
-            [example.answers for example in self._written],
-            confidence=1 - TOTAL_ERROR,
-            clusters=None,
-            resamples=self._limits.resamples,
-            seed=self._seed,
-            # The models do differ: answers that are the same show only that no difference was seen.
-            same_outputs=False,
-        )
-
-    def _explain(self, loss: Loss) -> str:
-        return (
-            f"own answers: {loss.metric} {loss.source:.4f} -> {loss.candidate:.4f} on {loss.examples} examples: "
-            f"loss {loss.loss:+.2%}, proven above {loss.lower_bound:.2%}, budget {self._limits.max_loss:.2%}"
-        )
 
 
 def _spread(examples: Sequence[Example], most: int) -> list[Example]:

@@ -1,4 +1,4 @@
-"""Examines decoders against the source: how well they predict given text, and whether a batch changes an answer."""
+"""Examines decoders against the source: how well they predict given text, how good their own answers are, what a batch changes."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import numpy as np
 
 from hfaccel.errors import DataError
 from hfaccel.evaluate.cached_decoding import empty_past
+from hfaccel.evaluate.greedy_paths import PathPrompt
+from hfaccel.evaluate.metrics import resolve_metric
 from hfaccel.evaluate.perplexity import (
     SHORTEST_WINDOW,
     Divergence,
@@ -18,18 +20,19 @@ from hfaccel.evaluate.perplexity import (
     compare_scores,
     cut_windows,
     divergence,
-    explain_language,
-    judge_language,
     score_window,
 )
+from hfaccel.evaluate.prompted import PromptReader
 from hfaccel.runtime.session import Runner
-from hfaccel.stages.examine import Finding
+from hfaccel.runtime.tokenizer import open_tokenizer
+from hfaccel.stages.own_answers import Answers, AnswersFinding, OwnAnswers, finding_of
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from hfaccel.artifact.generation import GenerationSettings
     from hfaccel.evaluate.dataset import Dataset
+    from hfaccel.evaluate.example import Example
     from hfaccel.stages.base import StageContext
 
 WINDOW_TOKENS = 512
@@ -38,6 +41,11 @@ MOST_TOKENS = 5_000
 KEPT_LOGITS_BYTES = 64_000_000
 """The source's logits are kept for as many positions, spread over the text, as fit: the divergence is measured there."""
 BATCH_ROWS = 3
+MOST_WRITTEN = 100
+MOST_WRITTEN_TOKENS = 4_000
+"""Of the answers that every candidate writes itself, which float graphs do no faster than some hundred in a second."""
+PATHS = 8
+LONGEST_PATH_PROMPT = 64
 
 
 @dataclass(frozen=True)
@@ -51,62 +59,86 @@ class _Kept:
 class LanguageExaminer:
     """Holds what the source says about the text, and examines one graph after the other against it.
 
+    Text without expected answers is read in windows of at most 512 tokens, up to 5,000 tokens in all. Where the data has prompts
+    with expected answers, each prompt is read with its answer, only the answers' tokens are scored, and every candidate answers
+    the prompts itself.
+
     Args:
         source: gives the logits of all tokens.
-        dataset: its texts are read in windows of at most 512 tokens, up to 5,000 tokens in all.
-        tokenizer_file: ``tokenizer.json``.
+        dataset: texts, or prompts with answers.
+        tokenizer_folder: holds ``tokenizer.json`` and the chat template.
         settings: of the decoder.
-        ctx: of the stage: the gate's limits.
+        ctx: of the stage: the gate's limits, the metric, the seed.
+        source_answers: writes the source's own answers; None leaves the task's metric out.
+
+    Raises:
+        DataError: no text is long enough, or no prompt with its answer is short enough.
+        SettingsError: the metric does not fit the task.
     """
 
     def __init__(
-        self, source: Runner, dataset: Dataset, tokenizer_file: Path, settings: GenerationSettings, ctx: StageContext
+        self,
+        source: Runner,
+        dataset: Dataset,
+        tokenizer_folder: Path,
+        settings: GenerationSettings,
+        ctx: StageContext,
+        *,
+        source_answers: Answers | None = None,
     ) -> None:
-        from tokenizers import Tokenizer
-
         self.dataset = dataset
         self._settings = settings
         self._limits = ctx.recipe.accuracy
-        tokenizer = Tokenizer.from_file(str(tokenizer_file))
-        tokenizer.no_truncation()
-        texts = list(dict.fromkeys(text if isinstance(text, str) else " ".join(text) for text in dataset.texts()))
-        documents = [tokenizer.encode(text).ids for text in texts[: self._limits.max_examples]]
-        self._windows = _first_windows(documents, max(SHORTEST_WINDOW, min(WINDOW_TOKENS, settings.context_length)))
-        if not self._windows:
-            raise DataError(
-                f"no text has {SHORTEST_WINDOW} tokens or more",
-                where=dataset.name,
-                hint="give running text, best some thousand words",
-            )
+        self._own: OwnAnswers | None = None
+        longest = max(SHORTEST_WINDOW, min(WINDOW_TOKENS, settings.context_length))
+        if dataset.labelled:
+            reader = PromptReader(tokenizer_folder)
+            self._windows, examples = _prompted_windows(reader, dataset, min(longest, settings.context_length - 1))
+            if source_answers is not None:
+                metric = resolve_metric(ctx.metric, "text-generation", None)
+                count = min(MOST_WRITTEN, MOST_WRITTEN_TOKENS // reader.limits(examples).max_new_tokens)
+                self._own = OwnAnswers(metric, examples[:count], source_answers, self._limits, seed=ctx.recipe.seed)
+        else:
+            self._windows = _text_windows(dataset, tokenizer_folder, longest, self._limits.max_examples)
         every = self._every()
         self._source: list[WindowScores] = []
         self._kept: list[_Kept] = []
         for window, logits in _logits(source, self._windows, settings):
             self._source.append(score_window(logits, window))
-            positions = np.arange(0, len(window.ids) - 1, every)
+            positions = np.arange(window.first - 1, len(window.ids) - 1, every)
             self._kept.append(_Kept(positions, logits[positions].copy()))
 
-    def examine(self, runner: Runner) -> Finding:
-        """Read the text with a graph that gives the logits of all tokens, and judge it."""
+    def examine(self, runner: Runner, *, answers: Answers | None = None) -> AnswersFinding:
+        """Read the text with a graph that gives the logits of all tokens, and judge it.
+
+        Args:
+            runner: the graph.
+            answers: writes the candidate's own answers; None leaves the task's metric out.
+        """
         scores: list[WindowScores] = []
         divergences: list[Divergence] = []
         for (window, logits), kept in zip(_logits(runner, self._windows, self._settings), self._kept, strict=True):
             scores.append(score_window(logits, window))
             divergences.append(divergence(kept.logits, logits[kept.positions]))
         loss = compare_scores(self._source, scores, divergences)
-        verdict = judge_language(loss, self._limits)
-        invariance = self._batch_cosine(runner)
-        if not verdict.passed:
-            return Finding(verdict, invariance, verdict.reason, explain_language(loss, self._limits))
-        if invariance < self._limits.batch_invariance:
-            asked = self._limits.batch_invariance
-            detail = f"a prompt alone and in a batch: cosine {invariance:.4f} of the logits, at least {asked} is asked"
-            return Finding(verdict, invariance, "batch-variant", detail)
-        return Finding(verdict, invariance, None, "")
+        known = self._own if loss.non_finite == 0 else None
+        written = known.loss(answers) if known is not None and answers is not None else None
+        return finding_of(loss, written, self._batch_cosine(runner), self._limits, what="a prompt")
+
+    def path_prompts(self) -> list[PathPrompt]:
+        """At most 8 beginnings for the models to continue, of as many texts as there are: a prompt, or the start of a window."""
+        first: dict[int, Window] = {}
+        for window in self._windows:
+            first.setdefault(window.cluster, window)
+        others = [window for window in self._windows if window is not first[window.cluster]]
+        order = [*_spread(list(first.values()), PATHS), *_spread(others, PATHS)][:PATHS]
+        most = max(1, self._settings.context_length // 2)
+        lengths = [item.first if self.dataset.labelled else min(LONGEST_PATH_PROMPT, len(item.ids) // 2) for item in order]
+        return [PathPrompt(item.ids[: min(most, length)], item.cluster) for item, length in zip(order, lengths, strict=True)]
 
     def _every(self) -> int:
         """Of how many positions one is kept."""
-        positions = sum(len(window.ids) - 1 for window in self._windows)
+        positions = sum(len(window.ids) - window.first for window in self._windows)
         room = max(1, KEPT_LOGITS_BYTES // (4 * self._settings.vocabulary_size))
         return max(1, -(-positions // room))
 
@@ -121,6 +153,42 @@ class LanguageExaminer:
             among = together[row, len(prompt) - 1].astype(np.float64)
             worst = min(worst, float(alone @ among / (np.linalg.norm(alone) * np.linalg.norm(among))))
         return worst
+
+
+def _text_windows(dataset: Dataset, tokenizer_folder: Path, longest: int, max_examples: int) -> list[Window]:
+    tokenizer = open_tokenizer(tokenizer_folder / "tokenizer.json")
+    texts = list(dict.fromkeys(text if isinstance(text, str) else " ".join(text) for text in dataset.texts()))
+    windows = _first_windows([tokenizer.encode(text).ids for text in texts[:max_examples]], longest)
+    if not windows:
+        raise DataError(
+            f"no text has {SHORTEST_WINDOW} tokens or more",
+            where=dataset.name,
+            hint="give running text, best some thousand words",
+        )
+    return windows
+
+
+def _prompted_windows(reader: PromptReader, dataset: Dataset, longest: int) -> tuple[list[Window], list[Example]]:
+    """Prompts with their answers and the examples that they are of, without those that are longer than the model should read."""
+    read = [(reader.window(number, example), example) for number, example in enumerate(dataset.examples)]
+    fitting = [(window, example) for window, example in read if len(window.ids) <= longest]
+    if not fitting:
+        raise DataError(
+            f"every prompt has more than {longest} tokens with its answer",
+            where=dataset.name,
+            hint="give shorter prompts, or running text without answers",
+        )
+    windows: list[Window] = []
+    for window, _ in fitting:
+        if windows and sum(len(item.ids) for item in windows) + len(window.ids) > MOST_TOKENS:
+            break
+        windows.append(window)
+    return windows, [example for _, example in fitting]
+
+
+def _spread(windows: Sequence[Window], most: int) -> list[Window]:
+    count = min(len(windows), most)
+    return [windows[number * len(windows) // count] for number in range(count)]
 
 
 def _first_windows(documents: Sequence[Sequence[int]], length: int) -> list[Window]:

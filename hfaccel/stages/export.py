@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from hfaccel.recipe.schema import ExporterName, Recipe
 
 NAME: StageName = "export"
-REVISION = 6
+REVISION = 7
 LIBRARIES = ("torch", "transformers", "mobius-onnx", "onnx", "onnx-ir", "onnxscript", "tokenizers")
 PARITY_FILE = "parity.npz"
 PARAMETERS_FILE = "parameters.json"
@@ -55,7 +55,8 @@ def run(artifact: Artifact | None, ctx: StageContext) -> StageResult:
     module = load_torch_model(ctx.source, attention=ctx.recipe.export.attention)
     contract = build_contract(ctx.source, module)
     write_tokenizer(ctx.source, ctx.workdir)
-    check_tokenizer(ctx.source, ctx.workdir)
+    for notice in check_tokenizer(ctx.source, ctx.workdir):
+        ctx.progress.warn(notice)
     cases = parity.record(TorchRunner(module), _parity_inputs(contract, ctx))
     parity.save_cases(cases, ctx.workdir / PARITY_FILE)
     digests = {}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hfaccel.evaluate.cached_decoding import open_encoder_decoder
+from hfaccel.evaluate.prompted import PromptReader
 from hfaccel.evaluate.sample import multilingual_sample
 from hfaccel.rewrites.graphs import GRAPH_NAME, copy_graph
 from hfaccel.rewrites.split_encoder_decoder import DECODER_NAME, ENCODER_NAME, write_parts
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from hfaccel.runtime.tokenizer import TextTokenizer
     from hfaccel.stages.base import StageContext
     from hfaccel.stages.candidates import Candidate
-    from hfaccel.stages.examine_answers import Answers
+    from hfaccel.stages.own_answers import Answers
 
 GOLDEN_TEXTS = 4
 GOLDEN_TONES_HZ = (220.0, 440.0)
@@ -69,27 +70,36 @@ def write_shipped(graph: Path, chosen: Candidate, contract: Contract, tokenizer:
 
 
 def written_by(candidate: Candidate, artifact: Artifact, ctx: StageContext) -> Answers:
-    """How a candidate of an encoder-decoder answers examples: with the run time of the compiled folder.
+    """How a candidate of a generative model answers examples: with the run time of the compiled folder.
+
+    A decoder writes no more than the examples' references call for; see :class:`hfaccel.evaluate.prompted.AnswerLimits`.
 
     Args:
         candidate: its graph lies in the folder of ``artifact``.
         artifact: of the candidates.
         ctx: of the stage.
     """
-    contract = artifact.contract
-    assert contract.generation is not None  # asked of encoder-decoders only
+    contract, folder, graph = artifact.contract, ctx.artifacts["export"].folder, artifact.folder / candidate.graph
+    generation = contract.generation
+    assert generation is not None  # asked of generative models only
 
-    def write(examples: Sequence[Example]) -> list[str]:
-        assert contract.generation is not None  # as above
-        parts = open_encoder_decoder(artifact.folder / candidate.graph, candidate.session, contract.generation)
-        model = answering_model(parts, ctx.artifacts["export"].folder, contract)
+    def answer(examples: Sequence[Example]) -> list[str]:
+        parts = open_encoder_decoder(graph, candidate.session, generation)
+        model = answering_model(parts, folder, contract)
         sources = [str(example.text) for example in examples]
         if isinstance(model, SpeechModel):
             return [transcript.text for transcript in model.transcribe(sources)]
         answers: list[str] = model.generate(sources)
         return answers
 
-    return write
+    def go_on(examples: Sequence[Example]) -> list[str]:
+        reader = PromptReader(folder)
+        model, limits = GenerationModel(Decoder(graph, candidate.session, generation), folder, contract), reader.limits(examples)
+        prompts = [reader.prompt(example) for example in examples]
+        texts = model.generate(prompts, max_new_tokens=limits.max_new_tokens, do_sample=False, stop=limits.stop)
+        return [str(text).strip() for text in texts]
+
+    return go_on if generation.encoder is None else answer
 
 
 def _raw_outputs(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,13 @@ import pytest
 import soundfile
 import torch
 import transformers
+import typer
+from typer.testing import CliRunner
 
 import hfaccel
 from hfaccel.api import SilentProgress
 from hfaccel.artifact.manifest import verify_files
+from hfaccel.cli.run import run
 from hfaccel.errors import ExportError, UsageError
 from hfaccel.pipeline import CompileResult
 from hfaccel.recipe.load import list_recipes
@@ -165,6 +169,23 @@ def test_a_speech_model_writes_what_transformers_writes(tmp_path: Path, tiny_whi
         assert len(set(expected)) > 1
         assert model.transcribe_ids([file])[0] == expected
     assert [transcript.text for transcript in model.transcribe(files)] == [model.transcribe(file).text for file in files]
+    # On the command line an answer is drawn again until it is good, or taken for silence.
+    drawing = ["--temperatures", "0.5,1", "--seed", "3", "--compression-ratio-threshold", "0.1"]
+    drawn = model.transcribe(files[0], temperatures=(0.5, 1.0), seed=3, compression_ratio_threshold=0.1).text
+    assert drawn != model.transcribe(files[0]).text
+    assert told(floating.folder, files[0], *drawing) == drawn
+    assert told(floating.folder, files[0], "--no-speech-threshold", "-1", "--logprob-threshold", "0") == ""
+    with pytest.raises(UsageError, match="no list of numbers"):
+        told(floating.folder, files[0], "--temperatures", "0;1")
+
+
+def told(folder: Path, file: Path, *options: str) -> str:
+    """What ``hfaccel run`` prints."""
+    app = typer.Typer()
+    app.command()(run)
+    result = CliRunner().invoke(app, [str(folder), str(file), *options, "--json"], catch_exceptions=False)
+    text: str = json.loads(result.stdout)[0]["text"]
+    return text
 
 
 def test_a_speech_model_is_not_judged_without_recordings(tmp_path: Path, tiny_whisper: Path) -> None:

@@ -76,6 +76,18 @@ def search_beams(
     Raises:
         DataError: rows that cannot be read, or that leave no room for an answer.
     """
+    return [ids for ids, _ in score_beams(model, memory, rows, settings, rules, hook)]
+
+
+def score_beams(
+    model: EncoderDecoder,
+    memory: Memory,
+    rows: Sequence[Sequence[int]],
+    settings: BeamSettings,
+    rules: TokenRules,
+    hook: Hook | None = None,
+) -> list[tuple[list[int], float]]:
+    """As :func:`search_beams`, each answer with its score: the sum of logarithmic probabilities, divided as ``length_penalty`` says."""
     check_room(rows, model.settings.context_length)
     rooms = rooms_of(rows, settings.max_new_tokens, model.settings.context_length)
     decoding = model.prefill(memory, rows, room=max(rooms))
@@ -149,9 +161,9 @@ class _Search:
         self.is_open = length < self._room and self._may_improve(weight)
         return parents[kept].tolist(), tokens[kept].tolist()
 
-    def best(self) -> list[int]:
-        """The answer with the highest score."""
-        return self._ended[0][1] if self._ended else []
+    def best(self) -> tuple[list[int], float]:
+        """The answer with the highest score, and that score."""
+        return (self._ended[0][1], float(self._ended[0][0])) if self._ended else ([], 0.0)
 
     def _may_improve(self, weight: np.float32) -> bool:
         if len(self._ended) < self._settings.beams:

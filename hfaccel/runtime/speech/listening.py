@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
 from hfaccel.artifact.generation import SpeechSettings
+from hfaccel.runtime.speech.fallback import GREEDY
 from hfaccel.runtime.speech.features import LogMelFeatures
 from hfaccel.runtime.speech.timestamps import TokenSegment, WindowSegments
 
@@ -25,7 +26,10 @@ class Listening:
 
     Attributes:
         timed: whether times are among the tokens.
+        long: whether it takes more than one window.
         language: code; None while it is not known.
+        fallback: what its answers are judged by.
+        generator: source of its draws.
         token_ids: what counts of the answers, times among them, without the tokens that end answers.
         segments: finished ones; none where ``timed`` is false.
     """
@@ -41,16 +45,19 @@ class Listening:
     ) -> None:
         self._frames = max(1, samples.size // settings.hop_samples)
         self._window_frames = features.window_frames
-        long = self._frames > self._window_frames
-        self._features = features.of_recording(samples) if long else features.of_window(samples)
+        self.long = self._frames > self._window_frames
+        self._features = features.of_recording(samples) if self.long else features.of_window(samples)
         self._settings = settings
         self._end_token_ids = end_token_ids
-        self.timed = timestamps or long
+        self.timed = timestamps or self.long
         self.language: str | None = None
+        self.fallback = GREEDY
+        self.generator = np.random.default_rng(0)
         self.token_ids: list[int] = []
         self.segments: list[TokenSegment] = []
         self._seek = 0
         self._room = 0
+        self._silent = False
         self._answer = WindowSegments(settings, 0.0, 0)
         self._fresh: list[int] = []
 
@@ -68,6 +75,7 @@ class Listening:
         start_seconds = self._seek * self._settings.hop_samples / self._settings.sampling_rate_hz
         self._answer = WindowSegments(self._settings, start_seconds, min(self._frames - self._seek, self._window_frames))
         self._room = room
+        self._silent = False
 
     def window_features(self) -> np.ndarray:
         """Of the next window, float32 [mel_bins, window_frames]; zeros behind the end of the sound."""
@@ -87,10 +95,23 @@ class Listening:
                 self._fresh.append(token)
         return self._room <= 0
 
+    def take(self, tokens: Sequence[int]) -> None:
+        """Take a whole answer to this window."""
+        for token in tokens:
+            if self.add(token):
+                return
+
+    def leave_out_window(self) -> None:
+        """Nothing was said in this window: it is used up whole, and its answer is empty."""
+        self._silent = True
+
     def end_window(self) -> None:
         """The answer to this window is complete."""
         if not self.timed:
             self._seek = self._frames
+            return
+        if self._silent:
+            self._seek += self._window_frames
             return
         last, token_ids, used = self._answer.finish()
         self._take_segment(last)

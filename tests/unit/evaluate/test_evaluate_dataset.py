@@ -261,3 +261,24 @@ def test_repeated_texts_are_calibrated_on_or_judged_on_but_not_both(tmp_path: Pa
     assert len(calibration) == 5
     assert len(rest.examples) == 15
     assert not {str(text) for text in calibration} & {str(text) for text in rest.texts()}
+
+
+@pytest.mark.parametrize(("prompt", "answer"), [("prompt", "answer"), ("question", "answers"), ("instruction", "output")])
+def test_prompts_with_expected_answers(tmp_path: Path, prompt: str, answer: str) -> None:
+    path = write(
+        tmp_path / "a.jsonl",
+        f'{{"{prompt}": "Who?", "{answer}": ["Anna", "Anna Lee"]}}\n{{"{prompt}": "Why?", "{answer}": "So."}}\n',
+    )
+    data = load(path, "text-generation", labels=())
+    assert data.labelled
+    assert [(item.text, item.answers) for item in data.examples] == [("Who?", ("Anna", "Anna Lee")), ("Why?", ("So.",))]
+    mapped = load(
+        write(tmp_path / "b.csv", "q,a\nWho?,Anna\n"), "text-generation", labels=(), columns={"prompt": "q", "answer": "a"}
+    )
+    assert mapped.examples[0].answers == ("Anna",)
+
+
+def test_running_text_has_no_answers(tmp_path: Path) -> None:
+    assert not load(write(tmp_path / "a.txt", "One text.\nAnother.\n"), "text-generation", labels=()).labelled
+    with pytest.raises(DataError, match="no reference answer"):
+        load(write(tmp_path / "b.csv", "prompt,answer\nWho?,\n"), "text-generation", labels=())

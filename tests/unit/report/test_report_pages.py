@@ -434,3 +434,28 @@ def test_the_readme_says_how_to_run_it() -> None:
 
 def test_the_data_is_named() -> None:
     assert data_words(manifest()) == "500 labelled examples of reviews.csv (sha256 dddddddddddd)."
+
+
+def test_a_decoder_says_how_far_it_writes_what_the_source_writes() -> None:
+    made = manifest()
+    made["source"]["task"] = "text-generation"
+    assert "same tokens" not in candidate_rows(made)[0]
+    made["candidates"][0]["verdict"]["greedy"] = {
+        "share": 0.8125,
+        "share_lower_bound": 0.6,
+        "prefix_mean": 41.5,
+        "prefix_lower_bound": 20.0,
+        "steps": 64,
+        "tokens": 512,
+        "prompts": 8,
+        "texts": 6,
+    }
+    header, rows = candidate_rows(made)
+    assert [row[header.index("same tokens")] for row in rows] == ["81.2% (at least 60.0%)", "", "", ""]
+    assert all(len(row) == len(header) for row in rows)
+    for text in (Page(report_html(made)).text, report_text(made)):
+        assert "8 prompts of 6 texts by 64 tokens" in text
+        assert "81.2% (with 95 % confidence at least 60.0%)" in text
+        assert "the first 41.5 (at least 20.0)" in text
+    made["candidates"][0]["verdict"]["greedy"] |= {"texts": 1, "share_lower_bound": 0.0, "prefix_lower_bound": 0.0}
+    assert "one text gives no bound" in report_text(made)
