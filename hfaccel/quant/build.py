@@ -16,7 +16,9 @@ import numpy as np
 from hfaccel.errors import RecipeError
 from hfaccel.quant.calibration import ActivationStatistics, Feeds, observe
 from hfaccel.quant.gptq import store_compensated
+from hfaccel.quant.layers import part_of
 from hfaccel.quant.outlier_neurons import feed_forward_blocks, split_outlier_neurons
+from hfaccel.quant.prompt_graph import round_channels, write_prompt_graph
 from hfaccel.quant.scheme import EXTERNAL_DATA_FROM_BYTES, embedding_lookups, matmul_sites
 from hfaccel.quant.sensitivity import rank_by_sensitivity
 from hfaccel.quant.smooth import smooth_activations
@@ -24,6 +26,7 @@ from hfaccel.quant.switches import EightBitTrips, RoundTrips, SwitchedGraph
 from hfaccel.quant.weight_only import BlockwiseTrips, save_compact, store_in_blocks, write_weight_only
 from hfaccel.rewrites.drop_unused import drop_unused
 from hfaccel.rewrites.graphs import GRAPH_NAME, load_graph, save_graph
+from hfaccel.rewrites.rotate_residual import NOT_ROTATABLE, rotate_residual
 from hfaccel.rewrites.split_encoder_decoder import decoder_nodes
 
 if TYPE_CHECKING:
@@ -78,6 +81,7 @@ class PreparedGraph:
         split: names of those of split-off outlier neurons, which cannot.
         ranges: of the activations by name, for the static scheme; None for the others.
         batches: calibration texts, for the method gptq.
+        in_channels: MatMuls that a graph for prompts computes with one scale per channel.
     """
 
     model: onnx_ir.Model
@@ -85,6 +89,7 @@ class PreparedGraph:
     split: tuple[str, ...]
     ranges: Mapping[str, tuple[float, float]] | None
     batches: Sequence[Feeds]
+    in_channels: tuple[str, ...] = ()
 
 
 def build_candidate(
@@ -123,6 +128,7 @@ def prepare_graph(rung: Rung, graph: Path, calibration: CalibrationData, *, scra
     """Load a float graph, rewrite it as the rung says (exact in float arithmetic), and find the ranges of its activations."""
     model = load_graph(graph)
     statistics = dict(calibration.statistics)
+    in_channels = _rotate(rung, model, graph) if rung.rotate else ()
     split: tuple[str, ...] = ()
     feed_forward_inputs = {block.down.inputs[0].name for block in feed_forward_blocks(model) if block.down.inputs[0] is not None}
     if rung.outlier_neurons:
@@ -137,7 +143,23 @@ def prepare_graph(rung: Rung, graph: Path, calibration: CalibrationData, *, scra
         if rung.calibration == "percentile":  # a histogram cannot be derived from that of the unchanged graph
             statistics = observe(model, activations, calibration.batches, workdir=scratch, histograms=True)
         ranges = {name: statistics[name].range(rung.calibration) for name in activations}
-    return PreparedGraph(model, matmuls, split, ranges, calibration.batches)
+    return PreparedGraph(model, matmuls, split, ranges, calibration.batches, in_channels)
+
+
+def _rotate(rung: Rung, model: onnx_ir.Model, graph: Path) -> tuple[str, ...]:
+    """Names of the MatMuls that a graph for prompts computes with one scale per channel."""
+    names = rotate_residual(model)
+    if not names:
+        raise RecipeError(
+            NOT_ROTATABLE,
+            where=str(graph),
+            hint=f"leave the rung {rung.name} out of the ladder of this architecture",
+        )
+    if not rung.prompt_graph:
+        return ()
+    weights = {node.name: node.inputs[1] for node in model.graph if node.name in names}
+    parts = {name: part_of(weight.name or "") for name, weight in weights.items() if weight is not None}
+    return tuple(name for name in names if parts[name] not in ("head", "attention"))
 
 
 def switched_graph(rung: Rung, prepared: PreparedGraph, *, weight_bits: int, workdir: Path) -> SwitchedGraph:
@@ -186,12 +208,22 @@ def quantize_graph(
 
 
 def _write_weight_only(rung: Rung, prepared: PreparedGraph, nodes: Sequence[str], folder: Path) -> Path:
+    if prepared.in_channels:
+        return _write_with_prompt_graph(rung, prepared, nodes, folder)
     if rung.method != "gptq":
         return write_weight_only(rung, prepared.model, nodes, folder)
     model, scratch = prepared.model.clone(), folder / "scratch"
     store_compensated(rung, model, nodes, prepared.batches, workdir=scratch)
     shutil.rmtree(scratch, ignore_errors=True)
     return write_weight_only(rung, model, (), folder)  # the tables
+
+
+def _write_with_prompt_graph(rung: Rung, prepared: PreparedGraph, nodes: Sequence[str], folder: Path) -> Path:
+    model, chosen = prepared.model.clone(), [name for name in nodes if name in prepared.in_channels]
+    store_in_blocks(rung, model, chosen, lambda _name, weight, own: round_channels(weight, own.block_size))
+    path = write_weight_only(rung, model, [name for name in nodes if name not in chosen], folder, own_data_file=True)
+    write_prompt_graph(path, chosen)
+    return path
 
 
 def write_blocks(rung: Rung, graph: Path, names: Collection[str], folder: Path) -> Path:

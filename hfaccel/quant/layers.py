@@ -36,7 +36,7 @@ _ROLES = (
 )
 
 
-_HEAD = re.compile(r"lm_head|embed_out|_untied$")
+_HEAD = re.compile(r"lm_head|embed_out|_untied(_rotated)?$")
 _PARTS: Mapping[str, Part] = {
     "query": "attention",
     "key": "attention",

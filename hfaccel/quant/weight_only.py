@@ -84,7 +84,9 @@ def quantize_weight(weight: np.ndarray, rung: Rung, *, bits: int | None = None) 
     return nearest if rung.method != "k-quant" else _searched(weight, nearest, rung.block_size)
 
 
-def write_weight_only(rung: Rung, floating: onnx_ir.Model, names: Collection[str], folder: Path) -> Path:
+def write_weight_only(
+    rung: Rung, floating: onnx_ir.Model, names: Collection[str], folder: Path, *, own_data_file: bool = False
+) -> Path:
     """Write the graph with the weights of the named MatMuls (and the embedding tables, if the rung says so) in blocks.
 
     Nodes and their outputs keep their names. A weight that several MatMuls share is stored once.
@@ -94,13 +96,14 @@ def write_weight_only(rung: Rung, floating: onnx_ir.Model, names: Collection[str
         floating: the float graph; it is not changed.
         names: of MatMuls with a constant weight; all others stay in float.
         folder: receives ``model.onnx``.
+        own_data_file: keep the weights in a file of their own, however small.
     """
     model = floating.clone()
     store_in_blocks(rung, model, names)
     if rung.quantize_embeddings:
         _quantize_tables(model, rung)
         drop_unused(model)
-    return save_compact(model, folder)
+    return save_graph(model, folder) if own_data_file else save_compact(model, folder)
 
 
 def store_in_blocks(rung: Rung, model: onnx_ir.Model, names: Collection[str], rounding: Rounding | None = None) -> None:

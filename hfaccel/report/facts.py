@@ -20,6 +20,7 @@ _NEVER_BUILT = (
     "engine-not-installed",
     "engine-not-wanted",
     "not-supported-by-target",
+    "not-supported-by-model",
     "budget-too-small",
     "not-for-objective",
 )

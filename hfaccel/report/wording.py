@@ -12,6 +12,7 @@ REASONS = {
     "engine-not-installed": "not built: engine not installed",
     "engine-not-wanted": "not built: engine not asked for",
     "not-supported-by-target": "not built: the target cannot",
+    "not-supported-by-model": "not built: the model has another form",
     "budget-too-small": "not built: for a larger budget",
     "not-for-objective": "not built: for another objective",
     "not-finite": "refused: NaN or infinity",

@@ -7,6 +7,8 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hfaccel.runtime.generation.decoder import PROMPT_GRAPH_NAME
+
 if TYPE_CHECKING:
     import onnx_ir
 
@@ -32,10 +34,11 @@ def save_graph(model: onnx_ir.Model, folder: Path) -> Path:
 
 
 def copy_graph(source: Path, folder: Path) -> None:
-    """Copy the graph file ``source``, and its weights if they lie beside it, into ``folder`` under the standard names."""
+    """Copy the graph file ``source``, and its weights and its graph for prompts if they lie beside it, under the standard names."""
     shutil.copyfile(source, folder / GRAPH_NAME)
-    if source.with_name(DATA_NAME).is_file():
-        shutil.copyfile(source.with_name(DATA_NAME), folder / DATA_NAME)
+    for name in (DATA_NAME, PROMPT_GRAPH_NAME):
+        if source.with_name(name).is_file():
+            shutil.copyfile(source.with_name(name), folder / name)
 
 
 def link_graph(source: Path, folder: Path) -> None:
@@ -53,8 +56,9 @@ def link_graph(source: Path, folder: Path) -> None:
 
 
 def graph_bytes(folder: Path) -> int:
-    """Size of the graph in a folder and of its weights, under the standard names."""
-    return sum(path.stat().st_size for path in folder.iterdir() if path.is_file() and path.name in (GRAPH_NAME, DATA_NAME))
+    """Size of the graph in a folder, of its weights and of its graph for prompts, under the standard names."""
+    names = (GRAPH_NAME, DATA_NAME, PROMPT_GRAPH_NAME)
+    return sum(path.stat().st_size for path in folder.iterdir() if path.is_file() and path.name in names)
 
 
 def operator_counts(model: onnx_ir.Model) -> dict[str, int]:

@@ -12,12 +12,13 @@ from hfaccel.artifact.artifact import Artifact, record_files
 from hfaccel.errors import GateError
 from hfaccel.evaluate.cached_decoding import open_with_all_logits
 from hfaccel.evaluate.sample import multilingual_sample
+from hfaccel.runtime.generation.decoder import PROMPT_GRAPH_NAME
 from hfaccel.runtime.tokenizer import TextTokenizer
 from hfaccel.source.torch_model import TorchRunner, load_torch_model
 from hfaccel.stages.base import StageContext, StageName, StageResult
 from hfaccel.stages.candidates import FLOAT_PARENT, Candidate, load_candidates, save_candidates
 from hfaccel.stages.choice import choose, rank
-from hfaccel.stages.examine import Examiner
+from hfaccel.stages.examine import Examiner, Finding
 from hfaccel.stages.examine_answers import AnswersExaminer
 from hfaccel.stages.examine_language import LanguageExaminer
 from hfaccel.stages.fallback import search_fallbacks
@@ -28,12 +29,14 @@ from hfaccel.stages.precision_map import precision_map
 from hfaccel.stages.shipping import write_shipped, written_by
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from hfaccel.evaluate.dataset import Dataset
     from hfaccel.recipe.schema import Recipe
     from hfaccel.runtime.session import Runner
 
 NAME: StageName = "accuracy"
-REVISION = 10
+REVISION = 11
 LIBRARIES = (
     "torch",
     "transformers",
@@ -136,15 +139,28 @@ def _judge(
     candidate: Candidate, artifact: Artifact, examiner: Examiner | LanguageExaminer | AnswersExaminer, ctx: StageContext
 ) -> Candidate:
     ctx.progress.step(f"judging: {candidate.name}")
-    runner = open_with_all_logits(artifact.folder / candidate.graph, artifact.contract, candidate.session)
-    if isinstance(examiner, Examiner):
-        finding = examiner.examine(runner)
-    else:
-        finding = examiner.examine(runner, answers=written_by(candidate, artifact, ctx))
+    graph = artifact.folder / candidate.graph
+    prompts = graph.with_name(PROMPT_GRAPH_NAME)
+    finding = _examined(graph, candidate, artifact, examiner, ctx)
+    if finding.reason is None and prompts.is_file():  # the rounder of the two is what the candidate answers for
+        finding = _examined(prompts, candidate, artifact, examiner, ctx)
     judged = replace(candidate, verdict=finding.to_json())
     if candidate.name == FLOAT_PARENT and finding.reason != "not-finite":
         return judged  # parity proved it stage by stage; on a handful of examples no bound could
     return replace(judged, reason=finding.reason, detail=finding.detail)
+
+
+def _examined(
+    graph: Path,
+    candidate: Candidate,
+    artifact: Artifact,
+    examiner: Examiner | LanguageExaminer | AnswersExaminer,
+    ctx: StageContext,
+) -> Finding:
+    runner = open_with_all_logits(graph, artifact.contract, candidate.session)
+    if isinstance(examiner, Examiner):
+        return examiner.examine(runner)
+    return examiner.examine(runner, answers=written_by(candidate, artifact, ctx))
 
 
 def _shippable(chosen: Candidate | None, judged: Sequence[Candidate], ctx: StageContext) -> Candidate:

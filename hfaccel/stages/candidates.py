@@ -19,6 +19,7 @@ Reason = Literal[
     "engine-not-installed",
     "engine-not-wanted",
     "not-supported-by-target",
+    "not-supported-by-model",
     "budget-too-small",
     "not-for-objective",
     "build-failed",

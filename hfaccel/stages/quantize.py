@@ -18,7 +18,8 @@ from hfaccel.evaluate.parity import make_answer_inputs
 from hfaccel.measure.workload import Point, make_feeds
 from hfaccel.quant.build import BuiltCandidate, CalibrationData, build_candidate, gather_statistics
 from hfaccel.quant.calibration import STATISTICS_FOLDER, save_statistics
-from hfaccel.rewrites.graphs import GRAPH_NAME, copy_graph, graph_bytes, link_graph
+from hfaccel.rewrites.graphs import GRAPH_NAME, copy_graph, graph_bytes, link_graph, load_graph
+from hfaccel.rewrites.rotate_residual import NOT_ROTATABLE, can_rotate
 from hfaccel.runtime.engines import engine_available, open_graph
 from hfaccel.runtime.generation.decoder import Decoder
 from hfaccel.stages.base import StageContext, StageName, StageResult
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from hfaccel.recipe.targets import TargetProfile
 
 NAME: StageName = "quantize"
-REVISION = 10
+REVISION = 11
 LIBRARIES = ("onnx", "onnx-ir", "onnxruntime", "openvino", "tokenizers", "numpy")
 
 GRAPHS = "graphs"
@@ -176,6 +177,8 @@ def _build(
         return replace(empty, reason="needs-calibration-data", detail=detail)
     if rung.graph not in parents:
         return replace(empty, reason="build-failed", detail=f"there is no {rung.graph} graph: the stage is switched off")
+    if rung.rotate and not can_rotate(load_graph(parents[rung.graph].graph_path)):
+        return replace(empty, reason="not-supported-by-model", detail=NOT_ROTATABLE)
     folder = ctx.workdir / "candidates" / rung.name
     folder.mkdir(parents=True)
     try:

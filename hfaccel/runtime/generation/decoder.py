@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from threading import RLock
+from typing import Any
 
 from hfaccel.artifact.contract import SessionSettings
 from hfaccel.artifact.generation import GenerationSettings
@@ -13,6 +15,9 @@ from hfaccel.runtime.generation.cache import KeyValueCache, cache_names
 from hfaccel.runtime.generation.decoding import POSITIONS, TOKEN_INPUTS, Decoding, check_prompts
 from hfaccel.runtime.session import GraphSession
 
+PROMPT_GRAPH_NAME = "prompt.onnx"
+"""A graph that may lie beside a decoder's: the same model and weights, computed the way that is fastest for many tokens at once."""
+
 
 class Decoder:
     """An open decoder graph. May be shared by threads: what belongs to a batch is in its :class:`Decoding`.
@@ -20,13 +25,14 @@ class Decoder:
     It remembers the keys and values of one row that was handed to :meth:`keep`, so that a chat that grows is not read again.
 
     Args:
-        graph_path: the ONNX graph; external data is looked for beside it.
+        graph_path: the ONNX graph; external data, and a graph for prompts, are looked for beside it.
         session_settings: how onnxruntime runs it.
         generation_settings: shape of the cache and limits.
 
     Attributes:
         settings: ``generation_settings``.
         session: the ``onnxruntime.InferenceSession``.
+        prompt_session: that of the graph for prompts, or None.
         reads_positions: whether the graph has the input ``position_ids``.
 
     Raises:
@@ -38,6 +44,7 @@ class Decoder:
         _check_graph(graph, generation_settings, graph_path)
         self.settings = generation_settings
         self.session = graph.session
+        self.prompt_session = _prompt_session(graph_path, session_settings, generation_settings)
         self.reads_positions = POSITIONS in graph.input_names
         self._kept: Decoding | None = None
         # Reentrant: the garbage collector may close a stream that was left, which keeps its row, while the lock is held.
@@ -91,6 +98,16 @@ class Decoder:
         common = 0 if kept is None else _common_prefix(kept.tokens[0], row)
         # What does not fit is let go at once: this prompt is kept instead, and both need not be in memory.
         return (kept, common) if common else (None, 0)
+
+
+def _prompt_session(graph_path: Path, session_settings: SessionSettings, settings: GenerationSettings) -> Any:
+    path = graph_path.with_name(PROMPT_GRAPH_NAME)
+    if not path.is_file():
+        return None
+    # Threads that wait actively after the prompt would take the cores from the first steps.
+    graph = GraphSession(path, replace(session_settings, spin_after_run=False))
+    _check_graph(graph, settings, path)
+    return graph.session
 
 
 def _common_prefix(kept: Sequence[int], row: Sequence[int]) -> int:

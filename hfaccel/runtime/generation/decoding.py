@@ -14,6 +14,8 @@ from hfaccel.runtime.generation.cache import KeyValueCache
 from hfaccel.runtime.generation.memory import Memory
 
 POSITIONS = "position_ids"
+PROMPT_TOKENS = 8
+"""From so many new tokens of all rows the graph for prompts is the faster one."""
 TOKEN_INPUTS = ("input_ids", "attention_mask", POSITIONS)
 
 
@@ -23,11 +25,13 @@ class TokenReader(Protocol):
     Attributes:
         settings: shape of the cache and limits.
         session: the ``onnxruntime.InferenceSession``.
+        prompt_session: one that is faster for many tokens at once, or None.
         reads_positions: whether the graph has the input ``position_ids``.
     """
 
     settings: GenerationSettings
     session: Any
+    prompt_session: Any
     reads_positions: bool
 
 
@@ -71,9 +75,13 @@ class Decoding:
             ids[index, : len(row)] = row
             self._mask[index, first + len(row) : first + width] = 0
         positions = np.broadcast_to(np.arange(first, first + width, dtype=np.int64), ids.shape)
-        self._binding.bind_output("logits", "cpu")
-        self._run(ids, positions, rows)
-        logits = self._binding.get_outputs()[-1].numpy()  # bound last; a graph may give one row of logits per token
+        session, binding = self._decoder.session, self._binding
+        if self._decoder.prompt_session is not None and ids.size >= PROMPT_TOKENS:
+            session = self._decoder.prompt_session
+            binding = self._bound(session)
+        binding.bind_output("logits", "cpu")
+        self._run(session, binding, ids, positions, rows)
+        logits = binding.get_outputs()[-1].numpy()  # bound last; a graph may give one row of logits per token
         if logits.shape[1] == 1:
             self.logits = logits[:, 0]
         else:
@@ -99,7 +107,7 @@ class Decoding:
         logits = np.empty((len(self.tokens), 1, self._decoder.settings.vocabulary_size), dtype=np.float32)
         self._binding.bind_ortvalue_output("logits", onnxruntime.OrtValue.ortvalue_from_numpy(logits))
         positions = np.array([[len(row)] for row in self.tokens], dtype=np.int64)
-        self._run(ids[:, None], positions, [[token] for token in ids.tolist()])
+        self._run(self._decoder.session, self._binding, ids[:, None], positions, [[token] for token in ids.tolist()])
         self.logits = logits[:, 0]
         return self.logits
 
@@ -147,24 +155,28 @@ class Decoding:
         self._mask = np.ones((len(rows), self.cache.capacity), dtype=np.int64)
         self._mask[:, : self._width] = mask[:, used]
 
-    def _run(self, ids: np.ndarray, positions: np.ndarray, rows: Sequence[Sequence[int]]) -> None:
+    def _run(self, session: Any, binding: Any, ids: np.ndarray, positions: np.ndarray, rows: Sequence[Sequence[int]]) -> None:
         self._width += ids.shape[1]
         # Of one row the columns in use lie in one piece, and are not copied.
         mask = np.ascontiguousarray(self._mask[:, : self._width])
-        self._binding.bind_cpu_input("input_ids", np.ascontiguousarray(ids))
-        self._binding.bind_cpu_input("attention_mask", mask)
+        binding.bind_cpu_input("input_ids", np.ascontiguousarray(ids))
+        binding.bind_cpu_input("attention_mask", mask)
         if self._decoder.reads_positions:
-            self._binding.bind_cpu_input(POSITIONS, np.ascontiguousarray(positions))
-        self._decoder.session.run_with_iobinding(self._binding)
+            binding.bind_cpu_input(POSITIONS, np.ascontiguousarray(positions))
+        session.run_with_iobinding(binding)
         # Only now: what was not read to the end must not be taken for read when the cache is used again.
         for tokens, row in zip(self.tokens, rows, strict=True):
             tokens.extend(row)
 
     def _bind(self) -> None:
-        self._binding: Any = self._decoder.session.io_binding()
-        self.cache.bind(self._binding)
+        self._binding = self._bound(self._decoder.session)
+
+    def _bound(self, session: Any) -> Any:
+        binding = session.io_binding()
+        self.cache.bind(binding)
         if self.memory is not None:
-            self.memory.bind(self._binding)
+            self.memory.bind(binding)
+        return binding
 
     def _grow(self, tokens: int) -> None:
         self.cache = self.cache.larger(tokens, self._width)

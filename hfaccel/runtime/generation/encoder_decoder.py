@@ -33,6 +33,7 @@ class EncoderDecoder:
     Attributes:
         settings: ``generation_settings``.
         session: the ``onnxruntime.InferenceSession`` of the decoder.
+        prompt_session: None: an answer begins with a few tokens.
         reads_positions: whether the decoder has the input ``position_ids``.
         encoder_inputs: names of what the encoder reads.
 
@@ -45,6 +46,7 @@ class EncoderDecoder:
         _check_decoder(decoder, generation_settings.layers, masked=_SOURCE_MASK in encoder.input_names)
         self.settings = generation_settings
         self.session = decoder.session
+        self.prompt_session = None
         self.reads_positions = POSITIONS in decoder.input_names
         self.encoder_inputs = encoder.input_names
         self._encoder = encoder

@@ -1,0 +1,185 @@
+"""The residual stream is rotated without changing an answer, and a graph for prompts reads them nearly as the other one does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx_ir
+import pytest
+import torch
+import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hfaccel.artifact.contract import SessionSettings
+from hfaccel.artifact.generation import GenerationSettings
+from hfaccel.evaluate.cached_decoding import empty_past
+from hfaccel.quant.build import CalibrationData, build_candidate
+from hfaccel.quant.prompt_graph import round_channels
+from hfaccel.recipe.schema import Rung
+from hfaccel.rewrites.drop_unused import drop_unused
+from hfaccel.rewrites.graphs import graph_bytes, load_graph, save_graph
+from hfaccel.rewrites.pack_gate_up import pack_gate_up
+from hfaccel.rewrites.rotate_residual import can_rotate, rotate_residual, rotated
+from hfaccel.rewrites.untie_head import untie_head
+from hfaccel.runtime.generation.decoder import PROMPT_GRAPH_NAME, Decoder
+from hfaccel.runtime.generation.decoding import PROMPT_TOKENS
+from hfaccel.runtime.session import GraphSession
+from hfaccel.stages.exporters import quiet_exporters
+
+WORDS, LAYERS, CHANNELS = 90, 2, 96
+CACHE = GenerationSettings(LAYERS, 2, 16, 64, WORDS, (), 0)
+OUTLIER = 5
+SIZES = {
+    "vocab_size": WORDS,
+    "hidden_size": CHANNELS,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 6,
+    "head_dim": 16,
+    "num_key_value_heads": 2,
+    "intermediate_size": 160,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+}
+
+
+def make_graph(model_type: str, folder: Path) -> Path:
+    """A tiny random decoder as the optimize stage leaves it; one channel of its stream is far larger than the others."""
+    import mobius
+
+    torch.manual_seed(0)
+    sizes = SIZES if model_type != "gpt2" else {"vocab_size": WORDS, "n_embd": CHANNELS, "n_layer": LAYERS, "n_head": 6}
+    config = transformers.AutoConfig.for_model(model_type, **sizes, bos_token_id=None, eos_token_id=None)
+    module = transformers.AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(0, 0.1)
+            elif name.endswith("bias"):
+                parameter.normal_(0, 0.5)
+        module.get_input_embeddings().weight[:, OUTLIER] *= 40
+    module.save_pretrained(folder)
+    with quiet_exporters():
+        model = mobius.build(str(folder), task="text-generation", dtype="f32", execution_provider="cpu")["model"]
+    untie_head(model)
+    pack_gate_up(model)
+    drop_unused(model)
+    return save_graph(model, folder)
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_graph("llama", tmp_path_factory.mktemp("llama"))
+
+
+def logits_of(graph: Path) -> np.ndarray:
+    ids = np.random.default_rng(0).integers(1, WORDS, (2, 17))
+    feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids), **empty_past(2, CACHE)}
+    return GraphSession(graph).run(feeds)["logits"]
+
+
+@pytest.mark.parametrize("model_type", ["llama", "qwen2", "qwen3", "mistral"])
+def test_rotation_changes_no_answer(model_type: str, tmp_path: Path) -> None:
+    (tmp_path / "before").mkdir()
+    (tmp_path / "after").mkdir()
+    graph = make_graph(model_type, tmp_path / "before")
+    model = load_graph(graph)
+    readers = rotate_residual(model)
+    assert len(readers) >= 2 * LAYERS + 1  # attention, feed-forward, head
+    before = logits_of(graph)
+    np.testing.assert_allclose(logits_of(save_graph(model, tmp_path / "after")), before, atol=2e-5 * np.abs(before).max())
+
+
+def test_rotation_evens_out_what_products_read(llama: Path, tmp_path: Path) -> None:
+    def spread(model: onnx_ir.Model, folder: Path) -> float:
+        """Of the values that feed-forward blocks read: the largest over the root mean square."""
+        folder.mkdir()
+        block = next(node for node in model.graph if (node.name or "").endswith("_and_up"))
+        read = block.inputs[0]
+        assert read is not None
+        model.graph.outputs.append(read)
+        ids = np.arange(1, 30)[None]
+        values = GraphSession(save_graph(model, folder)).run(
+            {"input_ids": ids, "attention_mask": np.ones_like(ids), **empty_past(1, CACHE)}
+        )[read.name or ""]
+        return float(np.abs(values).max() / np.sqrt(np.square(values).mean()))
+
+    turned = load_graph(llama)
+    rotate_residual(turned)
+    before, after = spread(load_graph(llama), tmp_path / "before"), spread(turned, tmp_path / "after")
+    assert before > 8
+    assert after < 5
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "gemma2"])
+def test_a_stream_of_another_form_is_left_alone(model_type: str, tmp_path: Path) -> None:
+    """GPT-2's norms subtract the mean; Gemma 2 adds what a norm gives to the stream."""
+    graph = make_graph(model_type, tmp_path)
+    model = load_graph(graph)
+    before = {name: value.const_value for name, value in model.graph.initializers.items()}
+    assert not can_rotate(model)
+    assert rotate_residual(model) == ()
+    assert {name: value.const_value for name, value in model.graph.initializers.items()} == before
+
+
+@given(st.integers(1, 200), st.integers(0, 2**31))
+@settings(max_examples=40, deadline=None)
+def test_the_rotation_keeps_lengths_and_angles_of_any_width(width: int, seed: int) -> None:
+    vectors = np.random.default_rng(seed).normal(size=(3, width)).astype(np.float32)
+    np.testing.assert_allclose(rotated(vectors) @ rotated(vectors).T, vectors @ vectors.T, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("width", [64, 96, 576])
+def test_one_channel_is_spread_over_all(width: int) -> None:
+    lone = np.zeros((1, width), dtype=np.float32)
+    lone[0, 3] = 1.0
+    # An odd factor of 3 or 9 leaves entries up to 1.42 times the even share.
+    assert np.abs(rotated(lone)).max() <= 1.42 / np.sqrt(width)
+
+
+@given(st.integers(1, 150), st.integers(1, 20), st.integers(0, 2**31))
+@settings(max_examples=30, deadline=None)
+def test_rounding_by_channel_is_within_half_a_step(inputs: int, outputs: int, seed: int) -> None:
+    weight = np.random.default_rng(seed).normal(size=(inputs, outputs)).astype(np.float32)
+    stored = round_channels(weight, 64)
+    assert (stored.scales == stored.scales[:, :1]).all()
+    assert (np.abs(stored.dequantized(inputs) - weight) <= stored.scales[:, 0] * 0.501).all()
+
+
+@pytest.fixture(scope="module")
+def folder(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("with-prompt-graph")
+    rung = Rung(name="int8-prompt", scheme="weight-only", graph="fused", block_size=64, rotate=True, prompt_graph=True)
+    built = build_candidate(rung, llama, CalibrationData([], {}), weight_bits=8, folder=made)
+    assert built.path.with_name(PROMPT_GRAPH_NAME).is_file()
+    return made
+
+
+def test_both_graphs_read_one_file_of_weights(folder: Path) -> None:
+    data = (folder / "model.onnx.data").stat().st_size
+    assert graph_bytes(folder) == sum(path.stat().st_size for path in folder.iterdir())
+    assert (folder / PROMPT_GRAPH_NAME).stat().st_size < data / 2
+    operators = [node.op_type for node in load_graph(folder / PROMPT_GRAPH_NAME).graph]
+    assert operators.count("DynamicQuantizeMatMul") == LAYERS  # the feed-forward blocks; the rest stays in blocks
+    assert "MatMulNBits" in operators
+
+
+def test_prompts_are_read_by_their_graph_and_steps_go_on_from_there(folder: Path, llama: Path, tmp_path: Path) -> None:
+    (tmp_path / "alone").mkdir()
+    for name in ("model.onnx", "model.onnx.data"):
+        (tmp_path / "alone" / name).write_bytes((folder / name).read_bytes())
+    both, alone, exact = (
+        Decoder(path, SessionSettings(), CACHE) for path in (folder / "model.onnx", tmp_path / "alone" / "model.onnx", llama)
+    )
+    prompt = np.random.default_rng(1).integers(1, WORDS, 3 * PROMPT_TOKENS).tolist()
+    rows = [prompt, prompt[:5]]
+    ways = [decoder.prefill(rows, room=4) for decoder in (both, alone, exact)]
+    assert not np.array_equal(ways[0].logits, ways[1].logits)  # it is another graph
+    for token in (7, 11, 13):
+        said = [way.logits for way in ways]
+        for row in range(len(rows)):
+            assert np.corrcoef(said[0][row], said[2][row])[0, 1] > 0.995
+        ways = [way for way in ways if way.step(np.array([token, token])) is not None]
+    short = [decoder.prefill([prompt[: PROMPT_TOKENS - 1]]).logits for decoder in (both, alone)]
+    np.testing.assert_array_equal(*short)  # too short to be worth it
