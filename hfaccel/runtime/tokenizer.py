@@ -97,7 +97,7 @@ class TextTokenizer:
         if missing:
             new = list(missing)
             lower = self.settings.lowercase
-            encodings = self._tokenizer.encode_batch([_lower(text) for text in new] if lower else new)
+            encodings = _encode_all(self._tokenizer, [_lower(text) for text in new] if lower else new)
             fresh = dict(zip(new, map(_encoded, encodings), strict=True))
             found.update(fresh)
             self._remember(fresh)
@@ -209,6 +209,34 @@ def open_tokenizer(path: Path) -> Any:
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer
+
+
+def check_characters(text: str) -> None:
+    """Say it plainly when a text holds what is no character: halves of one, as bytes that are no UTF-8 become on a command line.
+
+    Raises:
+        DataError: it does.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"the text holds what is no character: {text[error.start : error.end]!r} at place {error.start}",
+            hint="give it as UTF-8",
+        ) from error
+
+
+def _encode_all(tokenizer: Any, texts: Sequence[Text]) -> list[Any]:
+    try:
+        encodings: list[Any] = tokenizer.encode_batch(list(texts))
+    except TypeError as error:  # the library's own words name neither the text nor what is wrong with it
+        for text in texts:
+            for part in (text,) if isinstance(text, str) else text:
+                if not isinstance(part, str):
+                    raise DataError(f"a text is a str, not {type(part).__name__}", hint="give a text") from error
+                check_characters(part)
+        raise
+    return encodings
 
 
 def _encoded(encoding: Any) -> Encoded:

@@ -8,7 +8,6 @@ length). When to stop, and which of the candidates count, is as in ``_beam_searc
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,12 +16,13 @@ import numpy as np
 from hfaccel.runtime.generation.answering import check_room
 from hfaccel.runtime.generation.encoder_decoder import EncoderDecoder
 from hfaccel.runtime.generation.memory import Memory
-from hfaccel.runtime.generation.option_checks import Range, check_count, check_number
+from hfaccel.runtime.generation.option_checks import Range, check_count, check_flag, check_number
 from hfaccel.runtime.generation.rules import Hook, TokenRules, rooms_of
 
 _OUT = np.float32(-1e9)
 """Worse than any sum of logarithmic probabilities: the score of what must not be gone on with."""
-_ANY_NUMBER = Range("that is finite", -sys.float_info.max, sys.float_info.max)
+_LENGTH_PENALTIES = Range("from -10 to 10", -10, 10)
+"""Lengths to a higher power are more than a float32 holds."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,8 @@ class BeamSettings:
     def __post_init__(self) -> None:
         check_count("num_beams", self.beams, 1, "1 searches no beams")
         check_count("max_new_tokens", self.max_new_tokens, 1, "give how many tokens the answer may have at most")
-        check_number("length_penalty", self.length_penalty, _ANY_NUMBER, "1 is usual, 0 lets the length be")
+        check_number("length_penalty", self.length_penalty, _LENGTH_PENALTIES, "1 is usual, 0 lets the length be")
+        check_flag("early_stopping", self.early_stopping, "True stops as soon as as many answers as beams have ended")
 
 
 def search_beams(

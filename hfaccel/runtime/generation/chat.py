@@ -146,7 +146,8 @@ def _to_json(
 def _plain(messages: Conversation) -> list[dict[str, Any]]:
     """A copy of plain JSON data: the template gets no object whose methods the sandbox does not know."""
     if not isinstance(messages, Sequence):
-        raise DataError(f"a prompt is a text or a list of messages, not {type(messages).__name__}", hint="give a text")
+        hint = "put the message into a list" if isinstance(messages, Mapping) else "give a text"
+        raise DataError(f"a prompt is a text or a list of messages, not {type(messages).__name__}", hint=hint)
     if not messages:
         raise DataError(
             "the conversation has no messages", hint="give at least one, such as {'role': 'user', 'content': 'Hello'}"

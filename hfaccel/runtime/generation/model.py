@@ -18,8 +18,9 @@ from hfaccel.runtime.generation.chat import ChatTemplate, Conversation
 from hfaccel.runtime.generation.decoder import Decoder
 from hfaccel.runtime.generation.detokenizer import AnswerText
 from hfaccel.runtime.generation.loop import generate_tokens
+from hfaccel.runtime.generation.option_checks import check_batch
 from hfaccel.runtime.generation.sampling import SamplingSettings, advised_settings, make_generators
-from hfaccel.runtime.tokenizer import open_tokenizer
+from hfaccel.runtime.tokenizer import check_characters, open_tokenizer
 
 Prompt = str | Conversation
 """A text, or a conversation: dicts with ``role`` and ``content``."""
@@ -61,6 +62,10 @@ class GenerationModel:
         self.contract = contract
         self._generation: GenerationSettings = contract.generation
 
+    def __call__(self, prompt: Prompt | Sequence[Prompt]) -> Any:
+        """The answer to a prompt, or those to several, as the checkpoint advises; see :meth:`generate`."""
+        return self.generate(prompt)
+
     def generate(
         self,
         prompt: Prompt | Sequence[Prompt],
@@ -72,7 +77,7 @@ class GenerationModel:
         top_p: float | None = None,
         min_p: float | None = None,
         repetition_penalty: float | None = None,
-        stop: str | Sequence[str] = (),
+        stop: str | Sequence[str] | None = (),
         seed: int | None = None,
         stream: bool = False,
         max_batch: int = _MAX_BATCH,
@@ -86,7 +91,7 @@ class GenerationModel:
             prompt: a text; a conversation, which is a list of messages ``{"role", "content"}``; or a list of these.
             max_new_tokens: most tokens of an answer; it also ends where prompt and answer fill the model's context.
             do_sample: draw tokens; None draws where ``temperature``, ``top_k``, ``top_p`` or ``min_p`` is given.
-            temperature: above 0.
+            temperature: above 0; 0 takes the likeliest token, as ``do_sample=False`` does.
             top_k: tokens that stay in the draw.
             top_p: share of the probability that stays in the draw.
             min_p: least share, of the probability of the likeliest token, that stays in the draw.
@@ -117,6 +122,7 @@ class GenerationModel:
             seed=seed,
             stop=stop,
         )
+        check_batch(max_batch, stream=stream)
         single = _is_single(prompt)
         prompts: list[Any] = [prompt] if single else list(prompt)
         if stream and not single:
@@ -125,7 +131,7 @@ class GenerationModel:
                 where="stream",
                 hint="call generate for each of them, or without stream",
             )
-        rows = [self.encode(item) for item in prompts]
+        rows = self._encode(prompts)
         self._check_lengths(rows)
         if stream:
             return self._stream(rows[0], settings)
@@ -156,14 +162,29 @@ class GenerationModel:
             DataError: neither a text nor messages that the template accepts.
         """
         if isinstance(prompt, str):
+            check_characters(prompt)
             ids: list[int] = self.tokenizer.encode(prompt).ids
         else:
-            ids = self.tokenizer.encode(self.chat_template.render(prompt), add_special_tokens=False).ids
+            text = self.chat_template.render(prompt)
+            check_characters(text)
+            ids = self.tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
     def raw_outputs(self, texts: Sequence[str]) -> list[dict[str, np.ndarray]]:
         """``logits`` [vocabulary] of the token that follows each text, as golden files hold them."""
         return [{"logits": self.decoder.prefill([self.encode(text)]).logits[0]} for text in texts]
+
+    def _encode(self, prompts: Sequence[Prompt]) -> list[list[int]]:
+        """Token ids of each prompt; where one of several cannot be read its place is told."""
+        rows = []
+        for index, prompt in enumerate(prompts):
+            try:
+                rows.append(self.encode(prompt))
+            except DataError as error:
+                if len(prompts) > 1:
+                    error.where = f"prompt {index}" + (f", {error.where}" if error.where else "")
+                raise
+        return rows
 
     def _check_lengths(self, rows: Sequence[Sequence[int]]) -> None:
         limit = self._generation.context_length
@@ -216,6 +237,7 @@ def _is_single(prompt: Prompt | Sequence[Prompt]) -> bool:
     """Whether it is one text or one conversation, not a list of them."""
     if isinstance(prompt, str):
         return True
-    if not isinstance(prompt, Sequence):
-        raise DataError(f"a prompt is a text or a list of messages, not {type(prompt).__name__}", hint="give a text")
+    if isinstance(prompt, bytes | bytearray) or not isinstance(prompt, Sequence):
+        hint = "put the message into a list" if isinstance(prompt, Mapping) else "give a text"
+        raise DataError(f"a prompt is a text or a list of messages, not {type(prompt).__name__}", hint=hint)
     return len(prompt) > 0 and isinstance(prompt[0], Mapping)

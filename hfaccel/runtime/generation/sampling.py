@@ -5,13 +5,13 @@ Logits are float32 [batch, vocabulary]. A token that a filter leaves out gets mi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from hfaccel.artifact.generation import GenerationDefaults
-from hfaccel.runtime.generation.option_checks import ABOVE_ZERO, Range, check, check_count, check_number
+from hfaccel.runtime.generation.option_checks import ABOVE_ZERO, Range, check, check_count, check_flag, check_number
 
 _NEVER = np.float32(-np.inf)
 
@@ -51,7 +51,8 @@ class SamplingSettings:
         check_count("top_k", self.top_k, 0, "give how many of the likeliest tokens stay, or 0 for all")
         if self.seed is not None:
             check_count("seed", self.seed, 0, "give a whole number, or None for another draw each time")
-        check_number("temperature", self.temperature, ABOVE_ZERO, "do_sample=False takes the likeliest token")
+        check_flag("do_sample", self.do_sample, "True draws tokens, False takes the likeliest")
+        check_number("temperature", self.temperature, ABOVE_ZERO, "0 takes the likeliest token; to draw give more")
         check_number("top_p", self.top_p, Range("above 0 and at most 1", 0, 1, low_counts=False), "1 keeps every token")
         check_number("min_p", self.min_p, Range("from 0 to 1", 0, 1), "0 keeps every token")
         check_number("repetition_penalty", self.repetition_penalty, ABOVE_ZERO, "1 changes nothing, 1.1 is usual")
@@ -72,7 +73,7 @@ def advised_settings(
     min_p: float | None = None,
     repetition_penalty: float | None = None,
     seed: int | None = None,
-    stop: str | Sequence[str] = (),
+    stop: str | Sequence[str] | None = (),
 ) -> SamplingSettings:
     """Settings in which everything that is None is as the checkpoint advises. See :class:`SamplingSettings` for what they mean.
 
@@ -80,17 +81,20 @@ def advised_settings(
         defaults: of the checkpoint.
         max_new_tokens: most tokens of the answer.
         do_sample: None draws where ``temperature``, ``top_k``, ``top_p`` or ``min_p`` is given.
-        temperature: above 0.
+        temperature: 0 takes the likeliest token, as ``do_sample=False`` does.
         top_k: tokens that stay in the draw.
         top_p: share of the probability that stays in the draw.
         min_p: least share, of the probability of the likeliest token, that stays in the draw.
         repetition_penalty: above 1 against repetition.
         seed: repeats the draws.
-        stop: one text or several that end the answer.
+        stop: one text or several that end the answer; None is none.
 
     Raises:
         UsageError: a value that its option cannot have.
     """
+    greedy = isinstance(temperature, int | float | np.floating) and not isinstance(temperature, bool) and temperature == 0
+    if greedy and not do_sample:
+        temperature, do_sample = None, False
     given = any(value is not None for value in (temperature, top_k, top_p, min_p))
     return SamplingSettings(
         max_new_tokens=max_new_tokens,
@@ -101,8 +105,15 @@ def advised_settings(
         min_p=defaults.min_p if min_p is None else min_p,
         repetition_penalty=defaults.repetition_penalty if repetition_penalty is None else repetition_penalty,
         seed=seed,
-        stop=(stop,) if isinstance(stop, str) else tuple(stop),
+        stop=_stop_strings(stop),
     )
+
+
+def _stop_strings(stop: str | Sequence[str] | None) -> tuple[str, ...]:
+    if isinstance(stop, str):
+        return (stop,)
+    check("stop", stop, stop is None or isinstance(stop, Iterable), "must be a text or a list of texts", "leave it out")
+    return tuple(stop or ())
 
 
 def make_generators(seed: int | None, rows: int) -> list[np.random.Generator]:

@@ -20,6 +20,7 @@ from hfaccel.runtime.generation.beams import BeamSettings, search_beams
 from hfaccel.runtime.generation.detokenizer import AnswerText
 from hfaccel.runtime.generation.encoder_decoder import EncoderDecoder
 from hfaccel.runtime.generation.memory import Memory
+from hfaccel.runtime.generation.option_checks import check_batch
 from hfaccel.runtime.generation.rules import TokenRules, rooms_of, rules_of
 from hfaccel.runtime.generation.sampling import SamplingSettings, advised_settings, make_generators
 from hfaccel.runtime.tokenizer import Encoded, TextTokenizer
@@ -96,7 +97,7 @@ class TextToTextModel:
         repetition_penalty: float | None = None,
         no_repeat_ngram_size: int | None = None,
         min_new_tokens: int | None = None,
-        stop: str | Sequence[str] = (),
+        stop: str | Sequence[str] | None = (),
         seed: int | None = None,
         stream: bool = False,
         max_batch: int = _MAX_BATCH,
@@ -115,7 +116,7 @@ class TextToTextModel:
             length_penalty: of beams: power of the length that scores are divided by.
             early_stopping: of beams: stop as soon as as many answers as beams have ended.
             do_sample: draw tokens; None draws where ``temperature``, ``top_k``, ``top_p`` or ``min_p`` is given.
-            temperature: above 0.
+            temperature: above 0; 0 takes the likeliest token, as ``do_sample=False`` does.
             top_k: tokens that stay in the draw.
             top_p: share of the probability that stays in the draw.
             min_p: least share, of the probability of the likeliest token, that stays in the draw.
@@ -153,6 +154,7 @@ class TextToTextModel:
             no_repeat_ngram_size=no_repeat_ngram_size,
             min_new_tokens=min_new_tokens,
         )
+        check_batch(max_batch, stream=stream)
         beams = self._beams(sampling, num_beams, length_penalty, early_stopping)
         settings = AnswerSettings(sampling, beams, rules)
         single = isinstance(text, str)
@@ -190,7 +192,7 @@ class TextToTextModel:
         defaults = self._generation.defaults
         if sampling.do_sample and beams is not None and beams > 1:
             raise UsageError(
-                "beams are searched, not drawn", where="num_beams", hint="give do_sample=False, or num_beams=1 and no more"
+                "beams are searched, not drawn", where="num_beams", hint="leave it out, or leave out what draws tokens"
             )
         advised = 1 if sampling.do_sample else defaults.num_beams
         return BeamSettings(
@@ -201,7 +203,7 @@ class TextToTextModel:
         )
 
     def _encode(self, texts: Sequence[str]) -> list[Encoded]:
-        if not isinstance(texts, Sequence):
+        if isinstance(texts, bytes | bytearray) or not isinstance(texts, Sequence):
             raise DataError(f"a text or a list of texts is read, not {type(texts).__name__}", hint="give a text")
         for index, text in enumerate(texts):
             if not isinstance(text, str):
@@ -282,5 +284,5 @@ def _check_stream(texts: int, settings: AnswerSettings, *, single: bool) -> None
         raise UsageError(
             f"of {settings.beams.beams} beams the best one is known only at the end, and cannot be streamed",
             where="stream",
-            hint="give num_beams=1, or leave stream out",
+            hint="ask for one beam (num_beams=1), or for the answer as a whole",
         )

@@ -19,6 +19,8 @@ _STOP_BAND_DECIBELS = 90.0
 _KAISER_BETA = 0.1102 * (_STOP_BAND_DECIBELS - 8.7)
 _SLOPE = (_STOP_BAND_DECIBELS - 8) / (2.285 * 2 * _ZERO_CROSSINGS * math.pi)
 _CUT_OFF = 1 - _SLOPE / 2
+_LEAST_RATE_HZ, _MOST_RATE_HZ = 100, 1_000_000
+"""What is given in kilohertz by mistake would become hours of sound."""
 
 
 def load_sound(sound: str | Path | np.ndarray, sampling_rate_hz: int, *, array_rate_hz: int | None = None) -> np.ndarray:
@@ -35,18 +37,19 @@ def load_sound(sound: str | Path | np.ndarray, sampling_rate_hz: int, *, array_r
 
     Raises:
         DataError: the file is missing, empty or cannot be read, or the samples are none, not finite, or no samples.
-        UsageError: an array without a rate, or a rate that is no rate.
+        UsageError: an array without a rate, or a rate that is no rate of sound.
     """
     if isinstance(sound, np.ndarray):
         if array_rate_hz is None:
             raise UsageError("an array does not tell its sampling rate", where="sampling_rate_hz", hint="give it in hertz")
+        _check_rate(array_rate_hz)
         samples, rate, name = _array_samples(sound), array_rate_hz, "the array"
     else:
         samples, rate = _read_file(Path(sound))
         name = str(sound)
-    mono = samples if samples.ndim == 1 else samples.mean(axis=1)
-    if not mono.size:
+    if not samples.size:
         raise DataError("the sound has no samples", where=name, hint="leave empty recordings out")
+    mono = samples if samples.ndim == 1 else samples.mean(axis=1)
     if not np.isfinite(mono).all():
         raise DataError("the sound has samples that are NaN or infinite", where=name, hint="record or convert it again")
     return resample(mono, rate, sampling_rate_hz)
@@ -67,11 +70,10 @@ def resample(samples: np.ndarray, from_hz: int, to_hz: int) -> np.ndarray:
         float32 [ceil(samples * to_hz / from_hz)]; the very same array where the rates are equal.
 
     Raises:
-        UsageError: a rate is no whole number above 0.
+        UsageError: a rate is no whole number of hertz that sound is recorded at.
     """
     for rate in (from_hz, to_hz):
-        if isinstance(rate, bool) or not isinstance(rate, int | np.integer) or rate < 1:
-            raise UsageError(f"a sampling rate is a whole number above 0, not {rate!r}", where="sampling_rate_hz")
+        _check_rate(rate)
     if from_hz == to_hz:
         return samples
     common = math.gcd(from_hz, to_hz)
@@ -89,6 +91,16 @@ def resample(samples: np.ndarray, from_hz: int, to_hz: int) -> np.ndarray:
         count = -(-(size - row) // rows)
         resampled[row::rows] = windows[first : first + (count - 1) * stride + 1 : stride] @ kernel
     return resampled
+
+
+def _check_rate(rate: object) -> None:
+    good = isinstance(rate, int | np.integer) and not isinstance(rate, bool) and _LEAST_RATE_HZ <= rate <= _MOST_RATE_HZ
+    if not good:
+        raise UsageError(
+            f"a sampling rate is a whole number of hertz from {_LEAST_RATE_HZ} to {_MOST_RATE_HZ}, not {rate!r}",
+            where="sampling_rate_hz",
+            hint="give that of the recording, such as 16000",
+        )
 
 
 def _kernels(up: int, down: int, half: int, periods: int) -> Iterator[np.ndarray]:
@@ -127,6 +139,8 @@ def _read_file(path: Path) -> tuple[np.ndarray, int]:
         raise DataError(
             f"sound files cannot be read: {error}", where=str(path), hint="pip install soundfile, or give the samples as an array"
         ) from error
+    if path.is_dir():
+        raise DataError("this is a folder, not a sound file", where=str(path), hint="name the files in it")
     if not path.is_file():
         raise DataError("there is no such sound file", where=str(path), hint="check the path")
     if not path.stat().st_size:
@@ -136,5 +150,11 @@ def _read_file(path: Path) -> tuple[np.ndarray, int]:
     except (soundfile.SoundFileError, RuntimeError, OSError) as error:
         raise DataError(
             f"the sound file cannot be read: {error}", where=str(path), hint="WAV, FLAC, OGG and MP3 files are read"
+        ) from error
+    try:
+        _check_rate(rate)
+    except UsageError as error:
+        raise DataError(
+            f"the header of the sound file is damaged: {error.what}", where=str(path), hint="convert it again"
         ) from error
     return samples, int(rate)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import sys
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -89,7 +89,7 @@ def fallback_settings(
     if temperatures is None and all(limit is None for limit in limits):
         return None
     several = USUAL_TEMPERATURES if temperatures is None else temperatures
-    tried = (several,) if isinstance(several, int | float) else tuple(several)
+    tried = tuple(several) if isinstance(several, Iterable) else (several,)
     ratio, logprob, silence = (
         usual if len(tried) > 1 else None for usual in (USUAL_COMPRESSION_RATIO, USUAL_LOGPROB, USUAL_NO_SPEECH)
     )

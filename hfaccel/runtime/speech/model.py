@@ -16,7 +16,7 @@ from hfaccel.runtime.generation.beams import BeamSettings
 from hfaccel.runtime.generation.detokenizer import Detokenizer
 from hfaccel.runtime.generation.encoder_decoder import EncoderDecoder
 from hfaccel.runtime.generation.memory import Memory
-from hfaccel.runtime.generation.option_checks import check_count
+from hfaccel.runtime.generation.option_checks import check_batch, check_count, check_flag
 from hfaccel.runtime.generation.rules import rooms_of, rules_of
 from hfaccel.runtime.generation.sampling import make_generators
 from hfaccel.runtime.speech.audio import load_sound
@@ -136,8 +136,9 @@ class SpeechModel:
         fallback = fallback_settings(temperatures, compression_ratio_threshold, logprob_threshold, no_speech_threshold)
         beams = self._beams(num_beams, max_new_tokens)
         request = self._request(sampling_rate_hz, timestamps, language, task, beams, fallback, seed)
-        single = isinstance(sound, str | Path | np.ndarray)
-        sounds: list[Any] = [sound] if single else list(sound)  # type: ignore[arg-type]
+        check_batch(max_batch, stream=stream)
+        single = not isinstance(sound, list | tuple)
+        sounds: list[Any] = list(sound) if isinstance(sound, list | tuple) else [sound]
         if stream and not single:
             raise UsageError(
                 f"only a single sound can be streamed, not a list of {len(sounds)}",
@@ -204,6 +205,7 @@ class SpeechModel:
         seed: int | None,
     ) -> _Request:
         code = None if language is None else known_language(self._speech, language)
+        check_flag("timestamps", timestamps, "True gives segments with their times; there are none of words")
         # What the model cannot do is said before a sound is read.
         start_tokens(self._speech, language=code, task=task, timestamps=timestamps)
         if seed is not None:
@@ -221,7 +223,10 @@ class SpeechModel:
 
     def _listen(self, sound: Sound, request: _Request) -> Listening:
         if not isinstance(sound, str | Path | np.ndarray):
-            raise DataError(f"a sound is a path or an array, not {type(sound).__name__}", hint="give samples as a numpy array")
+            raise DataError(
+                f"a sound is a path or an array, not {type(sound).__name__}",
+                hint="give a path, or samples as a numpy array; or a list of these",
+            )
         samples = load_sound(sound, self._speech.sampling_rate_hz, array_rate_hz=request.sampling_rate_hz)
         listening = Listening(samples, self.features, self._speech, self._rules.end_token_ids, timestamps=request.timestamps)
         listening.language = request.language

@@ -123,7 +123,7 @@ def test_files_that_are_no_sound_are_refused_by_name(tmp_path: Path) -> None:
         (empty, "is empty"),
         (damaged, "cannot be read"),
         (silent, "no samples"),
-        (tmp_path, "no such"),
+        (tmp_path, "a folder, not a sound file"),
     ]:
         with pytest.raises(DataError, match=words) as caught:
             load_sound(path, 16000)

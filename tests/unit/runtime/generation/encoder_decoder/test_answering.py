@@ -221,8 +221,10 @@ def test_beams_find_likelier_answers_than_greed(t5: Any) -> None:
 def test_values_that_options_cannot_have() -> None:
     with pytest.raises(UsageError, match="num_beams: must be a whole number from 1"):
         BeamSettings(0)
-    with pytest.raises(UsageError, match="length_penalty: must be a number that is finite"):
+    with pytest.raises(UsageError, match="length_penalty: must be a number from -10 to 10"):
         BeamSettings(2, length_penalty=float("nan"))
+    with pytest.raises(UsageError, match="early_stopping: must be True or False"):
+        BeamSettings(2, early_stopping="never")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="min_new_tokens: must be a whole number from 0"):
         TokenRules(min_new_tokens=-1)
     with pytest.raises(UsageError, match="no_repeat_ngram_size: must be a whole number from 0"):

@@ -119,7 +119,7 @@ def test_what_cannot_be_asked(make_text_to_text: Any, tmp_path: Path) -> None:
     model = make_text_to_text()
     with pytest.raises(UsageError, match="stream: only a single text can be streamed, not a list of 2"):
         model.generate(["a", "b"], stream=True)
-    with pytest.raises(UsageError, match=r"stream: of 2 beams .*give num_beams=1"):
+    with pytest.raises(UsageError, match=r"stream: of 2 beams .*num_beams=1"):
         model.generate("a", num_beams=2, stream=True)
     with pytest.raises(UsageError, match="num_beams: beams are searched, not drawn"):
         model.generate("a", num_beams=2, do_sample=True)
