@@ -34,6 +34,8 @@ Precision = Literal["fp32", "bf16", "fp16", "int8", "int4"]
 Engine = Literal["onnxruntime", "openvino"]
 ENGINES: tuple[Engine, ...] = get_args(Engine)
 InferencePrecision = Literal["f32", "bf16"]
+_CACHE_BITS = {"int8": 8, "uint8": 4}
+"""Type in the graph -> bits of a key or value, of caches that are not in float."""
 GraphOptimization = Literal["disabled", "basic", "extended", "layout", "all"]
 
 
@@ -93,6 +95,22 @@ class Contract:
     pooling: PoolingMode | None = None
     normalize: bool = False
     generation: GenerationSettings | None = None
+
+    @property
+    def cache(self) -> tuple[TensorSpec, ...]:
+        """Keys and values of earlier tokens as the graph reads them, of each layer; empty for encoders."""
+        return tuple(spec for spec in self.inputs if spec.name.startswith("past_key_values."))
+
+    @property
+    def cache_bits(self) -> int | None:
+        """Bits of a key or value in the cache; None for encoders."""
+        return next((_CACHE_BITS.get(spec.dtype, 32) for spec in self.cache), None)
+
+    @property
+    def cache_bytes(self) -> int:
+        """Memory that a token takes in the cache."""
+        sizes = ((spec.shape[1], spec.shape[-1], 1 if spec.dtype in _CACHE_BITS else 4) for spec in self.cache)
+        return sum(int(heads) * int(width) * item for heads, width, item in sizes)
 
     def to_json(self) -> dict[str, Any]:
         """A dict of plain JSON types."""

@@ -101,7 +101,8 @@ class EncoderSettings:
 class GenerationSettings:
     """A decoder and its cache. Past and present of layer n are ``past_key_values.n.key``, ``.value`` and ``present.n.key``, ``.value``.
 
-    Shape of each: [batch, key_value_heads, capacity, head_size], float32. Tokens of a row lie at its start whatever the length of the
+    Shape of each: [batch, key_value_heads, capacity, head_size], float32; where the graph stores them in 8 bit int8, and in 4 bit
+    uint8 of half that size, two channels in a byte. Tokens of a row lie at its start whatever the length of the
     others: the graph counts the ones of ``attention_mask`` [batch, past + new], so a batch of prompts is padded on the right.
 
     Attributes:

@@ -20,7 +20,9 @@ def inspect(
       hfaccel inspect minilm
     """
     from hfaccel.artifact.manifest import read_manifest
+    from hfaccel.report.facts import cache_of
     from hfaccel.report.markdown import candidate_rows
+    from hfaccel.report.wording import cache_words
 
     printer = Output(as_json=json)
     manifest = read_manifest(artifact)
@@ -37,6 +39,9 @@ def inspect(
         ["engine", manifest["engine"]],
         ["size", f"{sum(item['size_bytes'] for item in manifest['files']) / 1e6:.1f} MB in {len(manifest['files'])} files"],
     ]
+    stored = cache_of(manifest)
+    if stored is not None:
+        rows.append(["keys and values", cache_words(*stored)])
     reports = [name for name in ("report.html", "report.md") if (artifact / name).is_file()]
     if reports:
         rows.append(["report", ", ".join(str(artifact / name) for name in reports)])

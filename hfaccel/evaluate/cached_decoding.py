@@ -17,6 +17,7 @@ from hfaccel.rewrites.graphs import load_graph
 from hfaccel.rewrites.last_token_logits import all_token_logits
 from hfaccel.rewrites.split_encoder_decoder import split_encoder_decoder
 from hfaccel.runtime.engines import open_graph
+from hfaccel.runtime.generation.cache import cache_names, float_format, format_of
 from hfaccel.runtime.generation.encoder_decoder import EncoderDecoder
 from hfaccel.runtime.session import GraphSession, Runner
 
@@ -125,7 +126,7 @@ class CachedDecoding:
         prompt_width = int(prompts.max())
         mask = (np.arange(prompt_width) < prompts[:, None]).astype(np.int64)
         positions = np.broadcast_to(np.arange(prompt_width), mask.shape)
-        found, past = self._call(ids[:, :prompt_width], mask, positions, empty_past(batch, self._settings))
+        found, past = self._call(ids[:, :prompt_width], mask, positions, empty_past(batch, self._settings, self._graph))
         logits = np.zeros((batch, width, found.shape[-1]), dtype=np.float32)
         for row, length in enumerate(prompts):
             logits[row, :length] = found[row, :length]
@@ -148,8 +149,14 @@ class CachedDecoding:
         return logits, {name.replace("present.", "past_key_values."): value for name, value in outputs.items()}
 
 
-def empty_past(batch: int, settings: GenerationSettings) -> dict[str, np.ndarray]:
-    """A cache without tokens, for a session that is fed arrays."""
-    shape = (batch, settings.key_value_heads, 0, settings.head_size)
-    names = (f"past_key_values.{layer}.{part}" for layer in range(settings.layers) for part in ("key", "value"))
-    return {name: np.zeros(shape, dtype=np.float32) for name in names}
+def empty_past(batch: int, settings: GenerationSettings, reader: Runner | None = None) -> dict[str, np.ndarray]:
+    """A cache without tokens, for a session that is fed arrays.
+
+    Args:
+        batch: rows.
+        settings: shape of the cache.
+        reader: what will read it, and says how keys and values are stored; None for a float graph.
+    """
+    stored = format_of(reader.session, settings) if isinstance(reader, GraphSession) else float_format(settings)
+    shape = (batch, settings.key_value_heads, 0, stored.width)
+    return {past: np.zeros(shape, dtype=stored.dtype) for past, _ in cache_names(settings.layers)}

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from hfaccel.report.wording import reason_words
+from hfaccel.artifact.contract import Contract
+from hfaccel.report.wording import FLOAT_BITS, reason_words
 
 Manifest = Mapping[str, Any]
 Candidate = Mapping[str, Any]
@@ -125,6 +126,12 @@ def greedy_of(candidate: Candidate) -> Mapping[str, Any] | None:
     return found
 
 
+def cache_of(manifest: Manifest) -> tuple[int, int] | None:
+    """Bits of a key or value in the cache, and the bytes that a token takes there; None of models without one."""
+    contract = Contract.from_json(manifest["contract"])
+    return None if contract.cache_bits is None else (contract.cache_bits, contract.cache_bytes)
+
+
 @dataclass(frozen=True)
 class Measure:
     """A measure that a gate limits, as an amount of harm: 0 is as good as the source.
@@ -222,6 +229,9 @@ def waterfall(manifest: Manifest) -> Iterator[Step]:
             what += f", {len(winner['kept_float'])} kept in float"
         if winner.get("blockwise"):
             what += f", {len(winner['blockwise'])} of the {winner['precision']} ones in blocks"
+        cache = cache_of(manifest)
+        if cache is not None and cache[0] < FLOAT_BITS:
+            what += f", keys and values of the cache in {cache[0]} bits"
         yield Step("quantize", what, times, winner["timings"], winner["size_bytes"], _harm(winner))
 
 

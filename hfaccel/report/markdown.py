@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hfaccel.report.evidence import data_words
-from hfaccel.report.facts import Manifest, chosen, greedy_of, in_pareto_set, is_float, is_quick, points, waterfall
+from hfaccel.report.facts import Manifest, cache_of, chosen, greedy_of, in_pareto_set, is_float, is_quick, points, waterfall
 from hfaccel.report.headline import cautions, headline
-from hfaccel.report.wording import NOT_MEASURED, greedy_words, megabytes, milliseconds, percent
+from hfaccel.report.wording import NOT_MEASURED, cache_words, greedy_words, megabytes, milliseconds, percent
 
 
 def candidate_rows(manifest: Manifest) -> tuple[list[str], list[list[str]]]:
@@ -147,6 +147,8 @@ decoder alone: `past_key_values.0.key` in, `present.0.key` out. Both graphs read
         call = 'print(model.generate("a text", max_new_tokens=64))  # or messages: [{"role": "user", "content": "..."}]'
         tensors += f""" The cache has {generation["layers"]} layers, `past_key_values.0.key` and so on in and
 `present.0.key` and so on out; a batch of prompts is padded on the right."""
+        stored = cache_of(manifest)
+        tensors += "" if stored is None else f" It is stored in {cache_words(*stored)}."
     return f"""# {manifest["source"]["id"]}, compiled by hfaccel {manifest["hfaccel_version"]}
 
 Task {manifest["source"]["task"]}, precision {manifest["precision"]}, target {manifest["target"]["name"]}. `report.html` and `report.md` have the evidence.

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 NOT_MEASURED = "not measured"
+FLOAT_BITS = 32
 REASONS = {
     "needs-calibration-data": "not built: needs calibration text",
     "build-failed": "not built",
@@ -72,6 +73,11 @@ def shortened(text: str, length: int) -> str:
     """The text, or its two ends with an ellipsis: names of candidates differ at either."""
     head = length // 2
     return text if len(text) <= length else f"{text[:head]}…{text[len(text) - length + head + 1 :]}"
+
+
+def cache_words(bits: int, token_bytes: int) -> str:
+    """How keys and values are stored, and what a token takes: ``8 bits, 11,520 bytes a token``."""
+    return f"{'float32' if bits == FLOAT_BITS else f'{bits} bits'}, {token_bytes:,} bytes a token"
 
 
 def examples_words(loss: Mapping[str, Any]) -> str:

@@ -12,6 +12,7 @@ from hfaccel.artifact.artifact import Artifact, record_files
 from hfaccel.errors import GateError
 from hfaccel.evaluate.cached_decoding import open_with_all_logits
 from hfaccel.evaluate.sample import multilingual_sample
+from hfaccel.quant.quantize_cache import with_cache_of
 from hfaccel.runtime.generation.decoder import PROMPT_GRAPH_NAME
 from hfaccel.runtime.tokenizer import TextTokenizer
 from hfaccel.source.torch_model import TorchRunner, load_torch_model
@@ -102,9 +103,10 @@ def run(artifact: Artifact | None, ctx: StageContext) -> StageResult:
     chosen = _shippable(choose(judged, ctx.recipe.measure.objective), judged, ctx)
     chosen = with_greedy_paths(replace(chosen, matmuls=precision_map(chosen, ctx)), judged, prompts, artifact, ctx)
     graph = write_shipped(graph_path(chosen, artifact, ctx), chosen, artifact.contract, tokenizer, ctx)
+    contract = with_cache_of(artifact.contract, ctx.workdir / graph)
     shutil.rmtree(ctx.workdir / FALLBACK_FOLDER, ignore_errors=True)
     save_candidates(rank(judged, chosen, ctx.recipe.measure.objective), ctx.workdir)
-    made = Artifact(ctx.workdir, graph, chosen.precision, artifact.contract, record_files(ctx.workdir))
+    made = Artifact(ctx.workdir, graph, chosen.precision, contract, record_files(ctx.workdir))
     labelled = dataset.labelled or artifact.contract.task == "text-generation"  # a text's next token is its label
     metrics = {
         "chosen": chosen.name,

@@ -218,4 +218,4 @@ def _prefill(runner: Runner, rows: Sequence[Sequence[int]], settings: Generation
         ids[number, : len(row)], mask[number, : len(row)] = row, 1
     positions = np.broadcast_to(np.arange(width, dtype=np.int64), ids.shape)
     feeds = {"input_ids": ids, "attention_mask": mask, "position_ids": np.ascontiguousarray(positions)}
-    return runner.run({**feeds, **empty_past(len(rows), settings)})["logits"]
+    return runner.run({**feeds, **empty_past(len(rows), settings, runner)})["logits"]

@@ -18,6 +18,7 @@ from hfaccel.evaluate.parity import make_answer_inputs
 from hfaccel.measure.workload import Point, make_feeds
 from hfaccel.quant.build import BuiltCandidate, CalibrationData, build_candidate, gather_statistics
 from hfaccel.quant.calibration import STATISTICS_FOLDER, save_statistics
+from hfaccel.quant.quantize_cache import why_no_quantized_cache
 from hfaccel.rewrites.graphs import GRAPH_NAME, copy_graph, graph_bytes, link_graph, load_graph
 from hfaccel.rewrites.rotate_residual import NOT_ROTATABLE, can_rotate
 from hfaccel.runtime.engines import engine_available, open_graph
@@ -172,6 +173,11 @@ def _build(
     refused = refusal(rung, ctx.recipe, ctx.target, on_target=ctx.on_target)
     if refused is not None:
         return replace(empty, reason=refused[0], detail=refused[1])
+    unfit = (
+        why_no_quantized_cache(load_graph(parents[rung.graph].graph_path)) if rung.cache_bits and rung.graph in parents else None
+    )
+    if unfit is not None:
+        return replace(empty, reason="not-supported-by-model", detail=unfit)
     if rung.needs_calibration and not calibration.batches:
         detail = "static ranges, smoothing and outliers are measured on real text: give --calibration FILE or --data FILE"
         return replace(empty, reason="needs-calibration-data", detail=detail)

@@ -2,15 +2,65 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import onnxruntime
 
 from hfaccel.artifact.generation import GenerationSettings
+from hfaccel.errors import IntegrityError
 
 _BLOCK_TOKENS = 64
 """Capacities are multiples of this, so that a chat that grows a little finds room in the buffers that it has."""
+
+_TYPES = {"tensor(float)": "float32", "tensor(int8)": "int8", "tensor(uint8)": "uint8"}
+
+
+@dataclass(frozen=True)
+class CacheFormat:
+    """How a graph stores a key or a value of one head.
+
+    Attributes:
+        dtype: ``float32``; ``int8`` for 8 bit; ``uint8`` for 4 bit, two channels in a byte.
+        width: elements of that type; the size of a head, and half of it in 4 bit.
+    """
+
+    dtype: str
+    width: int
+
+    @property
+    def bytes(self) -> int:
+        """Memory of a key, or of a value."""
+        return self.width * np.dtype(self.dtype).itemsize
+
+
+def float_format(settings: GenerationSettings) -> CacheFormat:
+    """That of graphs whose cache is not quantized."""
+    return CacheFormat("float32", settings.head_size)
+
+
+def format_of(session: Any, settings: GenerationSettings) -> CacheFormat:
+    """The format that a graph asks for: its past says it.
+
+    Args:
+        session: the ``onnxruntime.InferenceSession`` of the graph.
+        settings: shape of the cache.
+
+    Raises:
+        IntegrityError: its layers have several formats, or one that is not known.
+    """
+    pasts = {past for past, _ in cache_names(settings.layers)}
+    found = sorted({item.type for item in session.get_inputs() if item.name in pasts})
+    if not found:
+        return float_format(settings)  # whoever opens the graph misses the inputs themselves
+    if len(found) > 1 or found[0] not in _TYPES:
+        raise IntegrityError(
+            f"the graph has a cache of a kind that this version does not know: {', '.join(found)}",
+            hint="use the hfaccel version that made the folder, or compile the model again",
+        )
+    dtype = _TYPES[found[0]]
+    return CacheFormat(dtype, settings.head_size // 2 if dtype == "uint8" else settings.head_size)
 
 
 def cache_names(layers: int) -> list[tuple[str, str]]:
@@ -20,7 +70,7 @@ def cache_names(layers: int) -> list[tuple[str, str]]:
 
 
 class KeyValueCache:
-    """One buffer per layer for keys and one for values, float32 [batch, key_value_heads, capacity, head_size].
+    """One buffer per layer for keys and one for values, [batch, key_value_heads, capacity, width of the format].
 
     Past and present are one OrtValue: attention then writes the new tokens behind the old and copies none.
 
@@ -28,21 +78,28 @@ class KeyValueCache:
         batch: rows.
         tokens: room that each row needs; the capacity is that or a little more.
         settings: the shape of the rest.
+        stored: type and width of what is stored; None for float32.
 
     Attributes:
         batch: rows.
         capacity: tokens that a row can hold.
     """
 
-    def __init__(self, batch: int, tokens: int, settings: GenerationSettings) -> None:
+    def __init__(self, batch: int, tokens: int, settings: GenerationSettings, stored: CacheFormat | None = None) -> None:
         self.batch = batch
         self.capacity = -(-tokens // _BLOCK_TOKENS) * _BLOCK_TOKENS
         self._settings = settings
+        self._stored = stored or float_format(settings)
         self._names = cache_names(settings.layers)
-        shape = (batch, settings.key_value_heads, self.capacity, settings.head_size)
+        shape = (batch, settings.key_value_heads, self.capacity, self._stored.width)
         # Zeros, because attention multiplies what lies behind a row's end by zero, and memory as found may hold a NaN.
-        self._buffers = [np.zeros(shape, dtype=np.float32) for _ in self._names]
+        self._buffers = [np.zeros(shape, dtype=self._stored.dtype) for _ in self._names]
         self._values = [_shared(buffer) for buffer in self._buffers]
+
+    @property
+    def bytes(self) -> int:
+        """Memory of all buffers."""
+        return sum(buffer.nbytes for buffer in self._buffers)
 
     def bind(self, binding: Any) -> None:
         """Bind every buffer as past and as present."""
@@ -77,7 +134,7 @@ class KeyValueCache:
         moved = [place for place, row in enumerate(rows) if place != row]
         sources = [rows[place] for place in moved]
         if len(rows) > self.batch:
-            grown = KeyValueCache(len(rows), self.capacity, self._settings)
+            grown = KeyValueCache(len(rows), self.capacity, self._settings, self._stored)
             for source, target in zip(self._buffers, grown._buffers, strict=True):
                 target[:, :, :tokens] = source[rows, :, :tokens]
             self._buffers, self._values = grown._buffers, grown._values
@@ -97,7 +154,7 @@ class KeyValueCache:
             tokens: room that each row needs.
             filled: tokens of a row that are copied.
         """
-        copy = KeyValueCache(self.batch, tokens, self._settings)
+        copy = KeyValueCache(self.batch, tokens, self._settings, self._stored)
         for source, target in zip(self._buffers, copy._buffers, strict=True):
             target[:, :, :filled] = source[:, :, :filled]
         return copy

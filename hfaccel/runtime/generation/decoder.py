@@ -11,7 +11,7 @@ from typing import Any
 from hfaccel.artifact.contract import SessionSettings
 from hfaccel.artifact.generation import GenerationSettings
 from hfaccel.errors import IntegrityError
-from hfaccel.runtime.generation.cache import KeyValueCache, cache_names
+from hfaccel.runtime.generation.cache import KeyValueCache, cache_names, format_of
 from hfaccel.runtime.generation.decoding import POSITIONS, TOKEN_INPUTS, Decoding, check_prompts
 from hfaccel.runtime.session import GraphSession
 
@@ -34,6 +34,7 @@ class Decoder:
         session: the ``onnxruntime.InferenceSession``.
         prompt_session: that of the graph for prompts, or None.
         reads_positions: whether the graph has the input ``position_ids``.
+        stored: how it stores keys and values.
 
     Raises:
         IntegrityError: the file is missing, onnxruntime cannot open it, or it is no decoder with such a cache.
@@ -44,6 +45,7 @@ class Decoder:
         _check_graph(graph, generation_settings, graph_path)
         self.settings = generation_settings
         self.session = graph.session
+        self.stored = format_of(graph.session, generation_settings)
         self.prompt_session = _prompt_session(graph_path, session_settings, generation_settings)
         self.reads_positions = POSITIONS in graph.input_names
         self._kept: Decoding | None = None
@@ -67,13 +69,13 @@ class Decoder:
         longest = max(map(len, rows))
         tokens = min(longest + room, self.settings.context_length)
         if len(rows) > 1:
-            decoding = Decoding(self, KeyValueCache(len(rows), tokens, self.settings))
+            decoding = Decoding(self, KeyValueCache(len(rows), tokens, self.settings, self.stored))
             decoding.read(rows)
             return decoding
         row = list(rows[0])
         kept, common = self._take_common(row)
         if kept is None:
-            decoding = Decoding(self, KeyValueCache(1, tokens, self.settings))
+            decoding = Decoding(self, KeyValueCache(1, tokens, self.settings, self.stored))
         else:
             cache = kept.cache
             decoding = Decoding(self, cache if cache.capacity >= tokens else cache.larger(tokens, common), row[:common])

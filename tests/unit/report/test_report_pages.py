@@ -127,9 +127,10 @@ def manifest(*, data: str = "reviews.csv", label_free: bool = False, labelled: b
         "precision": "int8",
         "chosen": "static",
         "contract": {
+            "task": "text-classification",
             "inputs": [{"name": "input_ids", "dtype": "int64", "shape": ["batch", "sequence"]}],
             "outputs": [{"name": "logits", "dtype": "float32", "shape": ["batch", 2]}],
-            "text": {"max_length": 256},
+            "text": {"max_length": 256, "pad_token_id": 0},
         },
         "session": {"intra_op_num_threads": 0, "allow_spinning": True},
         "target": {"name": "cpu-avx2", "speed_measured_on_it": True},
