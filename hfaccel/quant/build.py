@@ -15,10 +15,12 @@ import numpy as np
 
 from hfaccel.errors import RecipeError
 from hfaccel.quant.calibration import ActivationStatistics, Feeds, observe
-from hfaccel.quant.gptq import store_compensated
+from hfaccel.quant.gptq import store_compensated, store_nearest
 from hfaccel.quant.layers import part_of
+from hfaccel.quant.methods import MOMENT_ROUNDINGS, scale_first
 from hfaccel.quant.outlier_neurons import feed_forward_blocks, split_outlier_neurons
-from hfaccel.quant.prompt_graph import round_channels, write_prompt_graph
+from hfaccel.quant.prompt_graph import write_prompt_graph
+from hfaccel.quant.quantize_cache import quantize_cache
 from hfaccel.quant.scheme import EXTERNAL_DATA_FROM_BYTES, embedding_lookups, matmul_sites
 from hfaccel.quant.sensitivity import rank_by_sensitivity
 from hfaccel.quant.smooth import smooth_activations
@@ -120,6 +122,8 @@ def build_candidate(
         ranking = rank_by_sensitivity(switched, first_texts(calibration.batches))[: rung.keep_float]
     kept_float = (*ranking, *((name, 0.0) for name in rung.float_matmuls))
     built = quantize_graph(rung, prepared, kept_float, weight_bits=weight_bits, folder=folder)
+    if rung.cache_bits is not None:
+        quantize_cache(built.path, graph, calibration.batches, rung.cache_bits)
     shutil.rmtree(scratch, ignore_errors=True)
     return built
 
@@ -159,7 +163,7 @@ def _rotate(rung: Rung, model: onnx_ir.Model, graph: Path) -> tuple[str, ...]:
         return ()
     weights = {node.name: node.inputs[1] for node in model.graph if node.name in names}
     parts = {name: part_of(weight.name or "") for name, weight in weights.items() if weight is not None}
-    return tuple(name for name in names if parts[name] not in ("head", "attention"))
+    return tuple(name for name in names if parts[name] != "head")
 
 
 def switched_graph(rung: Rung, prepared: PreparedGraph, *, weight_bits: int, workdir: Path) -> SwitchedGraph:
@@ -208,21 +212,21 @@ def quantize_graph(
 
 
 def _write_weight_only(rung: Rung, prepared: PreparedGraph, nodes: Sequence[str], folder: Path) -> Path:
-    if prepared.in_channels:
-        return _write_with_prompt_graph(rung, prepared, nodes, folder)
-    if rung.method != "gptq":
-        return write_weight_only(rung, prepared.model, nodes, folder)
-    model, scratch = prepared.model.clone(), folder / "scratch"
-    store_compensated(rung, model, nodes, prepared.batches, workdir=scratch)
-    shutil.rmtree(scratch, ignore_errors=True)
-    return write_weight_only(rung, model, (), folder)  # the tables
-
-
-def _write_with_prompt_graph(rung: Rung, prepared: PreparedGraph, nodes: Sequence[str], folder: Path) -> Path:
-    model, chosen = prepared.model.clone(), [name for name in nodes if name in prepared.in_channels]
-    store_in_blocks(rung, model, chosen, lambda _name, weight, own: round_channels(weight, own.block_size))
-    path = write_weight_only(rung, model, [name for name in nodes if name not in chosen], folder, own_data_file=True)
-    write_prompt_graph(path, chosen)
+    in_channels = [name for name in nodes if name in prepared.in_channels]
+    model, scratch = prepared.model, folder / "scratch"
+    if rung.method in MOMENT_ROUNDINGS:
+        model, method = model.clone(), MOMENT_ROUNDINGS[rung.method]
+        batches = prepared.batches
+        scale_first(rung, model, nodes, batches, workdir=scratch)
+        store_compensated(rung, model, nodes, batches, workdir=scratch, method=method, in_channels=in_channels)
+        shutil.rmtree(scratch, ignore_errors=True)
+    elif in_channels:
+        model = model.clone()
+        store_nearest(rung, model, in_channels, in_channels)
+    left = [node.name or "" for node in model.graph if node.name in nodes and node.op_type == "MatMul"]
+    path = write_weight_only(rung, model, left, folder, own_data_file=bool(in_channels))
+    if in_channels:
+        write_prompt_graph(path, in_channels)
     return path
 
 

@@ -9,12 +9,13 @@ of a block are found before, from the weights as they are, so the order costs no
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from hfaccel.quant.layers import part_of
 from hfaccel.quant.moments import grouped, second_moments
+from hfaccel.quant.prompt_graph import in_blocks, round_channels
 from hfaccel.quant.weight_only import BlockwiseWeight, store_in_blocks
 
 if TYPE_CHECKING:
@@ -25,21 +26,34 @@ if TYPE_CHECKING:
     from hfaccel.quant.calibration import Feeds
     from hfaccel.recipe.schema import Rung
 
+
+class MomentRounding(Protocol):
+    """Rounds a weight [in, out] to blocks with zero points, given the second moments [in, in] of its activation."""
+
+    def __call__(self, weight: np.ndarray, moments: np.ndarray, *, bits: int, block_size: int) -> BlockwiseWeight:
+        """Bits are 4 or 8; ``block_size`` inputs share a scale."""
+
+
 DAMPING = 0.01
 """Added to the diagonal, as a share of its mean: few texts leave directions that were never seen."""
 _COLUMNS_AT_ONCE = 128
 _SHRINKS = (1.0, 0.92, 0.84, 0.76)
 """Of each end of a block's range: clipping its largest weights may serve the others better."""
+_CLIPPING_HELPS_BELOW = 255
+"""Levels: with so many the largest weight costs the others nothing."""
 
 
-def compensated(weight: np.ndarray, moments: np.ndarray, *, bits: int, block_size: int) -> BlockwiseWeight:
-    """Round a weight [in, out] to blocks with zero points.
+def compensated(
+    weight: np.ndarray, moments: np.ndarray, *, bits: int, block_size: int, symmetric: bool = False
+) -> BlockwiseWeight:
+    """Round a weight [in, out] to blocks.
 
     Args:
         weight: of a product.
         moments: of its activation [in, in].
         bits: 4 or 8.
         block_size: inputs that share a scale.
+        symmetric: without zero points.
     """
     inputs, outputs = weight.shape
     blocks, levels = -(-inputs // block_size), 2**bits - 1
@@ -47,10 +61,11 @@ def compensated(weight: np.ndarray, moments: np.ndarray, *, bits: int, block_siz
     scales, zeros = np.ones((outputs, blocks), dtype=np.float32), np.zeros((outputs, blocks), dtype=np.float32)
     for block in range(blocks):
         part = slice(block * block_size, min(inputs, (block + 1) * block_size))
-        scales[:, block], zeros[:, block] = _grid(left[:, part], importance[part], levels)
+        grid = _symmetric_grid if symmetric else _grid
+        scales[:, block], zeros[:, block] = grid(left[:, part], importance[part], levels)
     order = np.argsort(-importance, kind="stable")
     own_blocks = order // block_size
-    rounded = np.zeros((outputs, blocks * block_size), dtype=np.uint8)
+    rounded = np.full((outputs, blocks * block_size), 2 ** (bits - 1) if symmetric else 0, dtype=np.uint8)
     rounded[:, order] = _round_in_order(
         np.ascontiguousarray(left[:, order]),
         _repair_matrix(moments[np.ix_(order, order)]),
@@ -58,7 +73,8 @@ def compensated(weight: np.ndarray, moments: np.ndarray, *, bits: int, block_siz
         zeros[:, own_blocks],
         levels,
     )
-    return BlockwiseWeight(rounded.reshape(outputs, blocks, block_size), scales, zeros.astype(np.uint8), bits)
+    zero_points = None if symmetric else zeros.astype(np.uint8)
+    return BlockwiseWeight(rounded.reshape(outputs, blocks, block_size), scales, zero_points, bits)
 
 
 def _round_in_order(left: np.ndarray, repair: np.ndarray, scales: np.ndarray, zeros: np.ndarray, levels: int) -> np.ndarray:
@@ -88,9 +104,16 @@ def _round_in_order(left: np.ndarray, repair: np.ndarray, scales: np.ndarray, ze
 
 
 def store_compensated(
-    rung: Rung, model: onnx_ir.Model, names: Collection[str], batches: Sequence[Feeds], *, workdir: Path
+    rung: Rung,
+    model: onnx_ir.Model,
+    names: Collection[str],
+    batches: Sequence[Feeds],
+    *,
+    workdir: Path,
+    method: MomentRounding = compensated,
+    in_channels: Collection[str] = (),
 ) -> None:
-    """Make the named MatMuls ``MatMulNBits`` in place, rounded by the method ``gptq``.
+    """Make the named MatMuls ``MatMulNBits`` in place, rounded by a method that looks at the moments of their activations.
 
     Parts that have 8 bits are rounded first. Then the graph is gone through from front to back in as many passes as memory asks for; each
     pass sees what the ones before left.
@@ -101,10 +124,12 @@ def store_compensated(
         names: of the MatMuls.
         batches: calibration texts.
         workdir: for graphs on the way.
+        method: rounds one weight.
+        in_channels: those of the names whose every channel has one scale, and 8 bits.
     """
     exact_enough = [node.name or "" for node in model.graph if node.name in names and _has_eight_bits(node, rung)]
     products = [node for node in model.graph if node.name in names and node.name not in exact_enough]
-    store_in_blocks(rung, model, exact_enough)
+    store_nearest(rung, model, exact_enough, in_channels)
     reads = {node.name or "": node.inputs[0].name or "" for node in products if node.inputs[0] is not None}
     widths = {reads[node.name or ""]: _width(node) for node in products}
     for group in grouped(widths):
@@ -112,9 +137,21 @@ def store_compensated(
         chosen = [name for name, activation in reads.items() if activation in moments]
 
         def rounding(name: str, weight: np.ndarray, own: Rung, moments: dict[str, np.ndarray] = moments) -> BlockwiseWeight:
-            return compensated(weight, moments[reads[name]], bits=own.weight_only_bits, block_size=own.block_size)
+            seen, bits, size = moments[reads[name]], own.weight_only_bits, own.block_size
+            if name in in_channels:
+                return in_blocks(compensated(weight, seen, bits=bits, block_size=len(weight), symmetric=True), size)
+            if own.symmetric:
+                return compensated(weight, seen, bits=bits, block_size=size, symmetric=True)
+            return method(weight, seen, bits=bits, block_size=size)
 
         store_in_blocks(rung, model, chosen, rounding)
+
+
+def store_nearest(rung: Rung, model: onnx_ir.Model, names: Collection[str], in_channels: Collection[str]) -> None:
+    """Make the named MatMuls ``MatMulNBits`` in place, rounded to the nearest; those ``in_channels`` with one scale per channel."""
+    store_in_blocks(rung, model, [name for name in names if name not in in_channels])
+    chosen = [name for name in names if name in in_channels]
+    store_in_blocks(rung, model, chosen, lambda _name, weight, own: round_channels(weight, own.block_size))
 
 
 def _has_eight_bits(node: onnx_ir.Node, rung: Rung) -> bool:
@@ -130,17 +167,46 @@ def _width(node: onnx_ir.Node) -> int:
 
 
 def _repair_matrix(moments: np.ndarray) -> np.ndarray:
-    """Upper Cholesky factor of the inverse of the damped moments; more damping where they are still not positive definite."""
+    """Upper Cholesky factor of the inverse of the damped moments; more damping where they are still not positive definite.
+
+    It is the inverse of the upper factor R with moments = R R^T, which is the lower factor of the moments in reverse order.
+    """
     moments = moments.astype(np.float64)
     diagonal = np.diag(moments).mean() or 1.0
     for attempt in range(8):
         damped = moments + np.eye(len(moments)) * diagonal * DAMPING * 10**attempt
         try:
-            lower = np.linalg.cholesky(np.linalg.inv(damped))
+            lower = np.linalg.cholesky(damped[::-1, ::-1])
         except np.linalg.LinAlgError:
             continue
-        return np.asarray(lower.T, dtype=np.float32)
+        return _inverse_of_upper(lower[::-1, ::-1]).astype(np.float32)
     return np.eye(len(moments), dtype=np.float32)  # nothing to repair with: rounds to the nearest
+
+
+def _inverse_of_upper(matrix: np.ndarray) -> np.ndarray:
+    """Of an upper triangular matrix, by halves: three times as fast as an inverse that does not know of the zeros."""
+    size = len(matrix)
+    if size <= _COLUMNS_AT_ONCE:
+        return np.triu(np.linalg.inv(matrix))
+    half, inverse = size // 2, np.zeros_like(matrix)
+    inverse[:half, :half] = _inverse_of_upper(matrix[:half, :half])
+    inverse[half:, half:] = _inverse_of_upper(matrix[half:, half:])
+    inverse[:half, half:] = -inverse[:half, :half] @ matrix[:half, half:] @ inverse[half:, half:]
+    return inverse
+
+
+def _symmetric_grid(weights: np.ndarray, importance: np.ndarray, levels: int) -> tuple[np.ndarray, np.ndarray]:
+    """Scale [out] of a block [out, inputs] whose zero is the middle level, as :func:`_grid` finds it; the middle level [out]."""
+    middle = (levels + 1) // 2
+    largest = np.maximum(np.abs(weights).max(axis=1), np.finfo(np.float32).tiny)
+    best, scales = np.full(len(weights), np.inf), largest
+    for shrink in _SHRINKS if levels < _CLIPPING_HELPS_BELOW else _SHRINKS[:1]:
+        scale = (largest * shrink / (middle - 1)).astype(np.float32)
+        level = np.clip(np.rint(weights / scale[:, None]), -middle, middle - 1)
+        error = np.square(level * scale[:, None] - weights) @ importance
+        better = error < best
+        best, scales = np.where(better, error, best), np.where(better, scale, scales)
+    return scales, np.full(len(weights), middle, dtype=np.float32)
 
 
 def _grid(weights: np.ndarray, importance: np.ndarray, levels: int) -> tuple[np.ndarray, np.ndarray]:

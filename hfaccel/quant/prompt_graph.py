@@ -28,13 +28,18 @@ _ZERO_LEVEL = 128
 
 def round_channels(weight: np.ndarray, block_size: int) -> BlockwiseWeight:
     """Round a weight [in, out] to 8 bit with one scale per output channel, stored as if each block had its own."""
-    inputs, outputs = weight.shape
+    scales = np.maximum(np.abs(weight).max(axis=0), np.finfo(np.float32).tiny).astype(np.float32) / _LARGEST
+    levels = (np.rint(weight / scales) + _ZERO_LEVEL).astype(np.uint8).T
+    return in_blocks(BlockwiseWeight(levels[:, None], scales[:, None], None, 8), block_size)
+
+
+def in_blocks(channels: BlockwiseWeight, block_size: int) -> BlockwiseWeight:
+    """A weight of 8 bit whose every channel is one block, stored as if it were several, each with the channel's scale."""
+    outputs, _, inputs = channels.levels.shape
     blocks = -(-inputs // block_size)
-    scales = np.maximum(np.abs(weight).max(axis=0), np.finfo(np.float32).tiny) / _LARGEST
     levels = np.full((outputs, blocks * block_size), _ZERO_LEVEL, dtype=np.uint8)
-    levels[:, :inputs] = (np.rint(weight / scales) + _ZERO_LEVEL).T
-    repeated = np.repeat(scales.astype(np.float32)[:, None], blocks, axis=1)
-    return BlockwiseWeight(levels.reshape(outputs, blocks, block_size), repeated, None, 8)
+    levels[:, :inputs] = channels.levels[:, 0]
+    return BlockwiseWeight(levels.reshape(outputs, blocks, block_size), np.repeat(channels.scales, blocks, axis=1), None, 8)
 
 
 def write_prompt_graph(graph: Path, names: Collection[str]) -> Path:
@@ -42,7 +47,7 @@ def write_prompt_graph(graph: Path, names: Collection[str]) -> Path:
 
     Args:
         graph: with its weights in a file of their own, which is not changed.
-        names: of its ``MatMulNBits`` whose weights come from :func:`round_channels`; all others stay as they are.
+        names: of its ``MatMulNBits`` whose weights come from :func:`in_blocks`; all others stay as they are.
     """
     import onnx_ir
 

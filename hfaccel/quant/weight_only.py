@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hfaccel.quant.hqq import half_quadratic
 from hfaccel.quant.layers import part_of
 from hfaccel.quant.scheme import EXTERNAL_DATA_FROM_BYTES, embedding_lookups
 from hfaccel.rewrites.drop_unused import drop_unused
@@ -76,11 +77,14 @@ def quantize_weight(weight: np.ndarray, rung: Rung, *, bits: int | None = None) 
     """Round a weight [in, out] as a rung says (``bits`` overrides its own).
 
     Of the method ``k-quant`` each block gets whatever is closer to the weight, the search's grid or that of ``rtn``: the search
-    minimizes a weighted error with zero points that are not integers yet, so rounding them can undo its gain.
+    minimizes a weighted error with zero points that are not integers yet, so rounding them can undo its gain. So it is with ``hqq``.
+    Methods that look at activations round to the nearest here: :mod:`hfaccel.quant.methods` has them.
     """
     bits = bits or rung.weight_only_bits
     weight = np.ascontiguousarray(weight, dtype=np.float32)
     nearest = _round_to_nearest(weight, bits, rung.block_size, symmetric=rung.symmetric)
+    if rung.method == "hqq":
+        return half_quadratic(weight, nearest)
     return nearest if rung.method != "k-quant" else _searched(weight, nearest, rung.block_size)
 
 

@@ -101,13 +101,18 @@ class Rung(Section):
         weight_only_bits: weight-only: bits of a weight; 8 is nearly exact, 4 is for size.
         block_size: weight-only: how many inputs of an output channel share a scale; smaller blocks are closer and slower.
         symmetric: weight-only: without a zero point per block.
-        method: weight-only: ``rtn`` rounds to the nearest; ``k-quant`` searches the grid of each block and needs zero points.
-            ``gptq`` lets the other weights make up for each rounding; needs zero points and calibration data.
-        eight_bit: weight-only of decoders: parts whose weights have 8 bits whatever the others have: the head, attention, or the
-            second product of feed-forward blocks.
+        method: weight-only: ``rtn`` rounds to the nearest; ``k-quant`` searches the grid of each block, ``hqq`` its zero point. The
+            others need calibration data: ``gptq`` lets the other weights make up for each rounding, ``quant-ease`` improves what it
+            finds, level by level; ``auto-round`` learns offsets and clipping by signed gradients; ``awq`` scales activations first
+            (exact in float), then clips and rounds to the nearest; ``awq-quant-ease`` does both. All but ``rtn`` and ``gptq`` need zero
+            points.
+        eight_bit: weight-only of decoders: parts whose weights have 8 bits whatever the others have, and are rounded to the nearest:
+            the head, attention, or the second product of feed-forward blocks.
         rotate: weight-only of decoders: turn the residual stream first (exact in float), so that no channel of it stands out.
-        prompt_graph: weight-only of decoders: ship a second graph for prompts, in which the products that read a normalized value, those of
-            feed-forward blocks, have one scale per channel and one per call. Needs ``rotate``.
+        prompt_graph: weight-only of decoders: ship a second graph for prompts, in which the products that read a normalized value have one
+            scale per channel and one per call. Needs ``rotate``.
+        cache_bits: of decoders: bits of a key or value in the cache, one scale per channel of a head; None leaves them in float32. Needs
+            calibration data.
         objectives: the rung competes only where one of these is asked for; empty = always.
         least_budget: the rung competes only where at least this loss is allowed: with less it is known to be refused, after it has
             cost its time.
@@ -135,10 +140,11 @@ class Rung(Section):
     weight_only_bits: Literal[4, 8] = 8
     block_size: Literal[16, 32, 64, 128, 256] = 128
     symmetric: bool = True
-    method: Literal["rtn", "k-quant", "gptq"] = "rtn"
+    method: Literal["rtn", "k-quant", "hqq", "gptq", "quant-ease", "awq", "awq-quant-ease", "auto-round"] = "rtn"
     eight_bit: tuple[Part, ...] = ()
     rotate: bool = False
     prompt_graph: bool = False
+    cache_bits: Literal[4, 8] | None = None
     objectives: tuple[Objective, ...] = ()
     least_budget: float = Field(default=0.0, ge=0, lt=1)
     engine: Engine = "onnxruntime"
@@ -157,7 +163,7 @@ class Rung(Section):
     @property
     def needs_calibration(self) -> bool:
         """Whether this rung can be built only with calibration texts."""
-        return self.needs_statistics or self.keep_float > 0 or self.method == "gptq"
+        return self.needs_statistics or self.keep_float > 0 or self.method in _CALIBRATED_METHODS or self.cache_bits is not None
 
     @property
     def precision(self) -> Precision:
@@ -190,6 +196,10 @@ class Rung(Section):
         if self.engine != "onnxruntime":
             others = self._changed(_SESSION_FIELDS - {"engine", "inference_precision"})
             found += [(name, f"{self.engine} has no such setting") for name in others]
+        if self.cache_bits is not None and self.engine != "onnxruntime":
+            found.append(
+                ("cache_bits", f"only onnxruntime stores keys and values in {self.cache_bits} bits, {self.engine} cannot")
+            )
         if self.scheme == "none":
             found += [(name, "a rung of scheme none quantizes nothing") for name in self._changed(_QUANTIZATION_FIELDS)]
         elif self.scheme == "weight-only":
@@ -206,7 +216,7 @@ class Rung(Section):
             found.append(("per_channel", "the scheme weight-only has a scale per block of a channel, never one per tensor"))
         if self.calibration != "minmax":
             found.append(("calibration", "the scheme weight-only takes activations as they come and calibrates no ranges"))
-        if self.method != "rtn" and self.symmetric:
+        if self.method not in ("rtn", "gptq") and self.symmetric:
             found.append(("method", f"{self.method} gives each block a zero point: symmetric must be false"))
         if self.prompt_graph and not (self.rotate and self.weight_only_bits == 8 and self.symmetric):
             found.append(("prompt_graph", "needs rotate, and weights of 8 bits without zero points"))
@@ -216,6 +226,7 @@ class Rung(Section):
         return sorted(name for name in names if getattr(self, name) != Rung.model_fields[name].default)
 
 
+_CALIBRATED_METHODS = frozenset({"gptq", "quant-ease", "awq", "awq-quant-ease", "auto-round"})
 _SESSION_FIELDS = frozenset(SessionSettings.__dataclass_fields__) & frozenset(Rung.model_fields)
 _QUANTIZATION_FIELDS = frozenset(Rung.model_fields) - _SESSION_FIELDS - {"name", "scheme", "graph", "objectives"}
 _WEIGHT_ONLY_FIELDS = frozenset({"weight_only_bits", "block_size", "symmetric", "method", "eight_bit", "rotate", "prompt_graph"})

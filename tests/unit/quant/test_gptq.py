@@ -48,6 +48,20 @@ def test_products_change_less_than_with_rounding_to_the_nearest(channels: int, s
     assert product_error(weight, made.dequantized(channels), x[1000:]) < 0.7 * product_error(weight, nearest, x[1000:])
 
 
+@given(st.integers(40, 160), st.integers(0, 2**32 - 1), st.sampled_from(((4, 32), (8, 64), (8, 0))))
+@settings(max_examples=20, deadline=None)
+def test_without_zero_points_products_change_less_too(channels: int, seed: int, form: tuple[int, int]) -> None:
+    bits, block_size = form[0], form[1] or channels  # 0: a scale per channel
+    random = np.random.default_rng(seed)
+    x = activations(2000, channels, random)
+    weight = random.normal(size=(channels, 48)).astype(np.float32)
+    made = compensated(weight, x[:1000].T @ x[:1000] / 1000, bits=bits, block_size=block_size, symmetric=True)
+    assert made.zero_points is None
+    own = rung(method="rtn", symmetric=True, weight_only_bits=bits, block_size=form[1] or 256)
+    nearest = quantize_weight(weight, own).dequantized(channels)
+    assert product_error(weight, made.dequantized(channels), x[1000:]) < 0.7 * product_error(weight, nearest, x[1000:])
+
+
 @given(st.integers(1, 80), st.integers(0, 2**32 - 1))
 @settings(max_examples=20, deadline=None)
 def test_levels_and_zero_points_fit_into_their_bits(channels: int, seed: int) -> None:
@@ -117,9 +131,6 @@ def test_parts_named_by_the_rung_have_eight_bits(tmp_path: Path, batches: list[d
 
 def test_without_calibration_the_rung_asks_for_it() -> None:
     assert rung().needs_calibration
-    assert ("method", "gptq gives each block a zero point: symmetric must be false") in rung().model_copy(
-        update={"symmetric": True}
-    ).contradictions()
 
 
 def test_groups_hold_what_memory_allows_in_order() -> None:

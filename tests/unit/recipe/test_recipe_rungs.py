@@ -63,7 +63,10 @@ def test_rungs_that_differ_in_how_they_run_share_a_graph() -> None:
 
 
 def test_weight_only_needs_no_data_unless_something_else_does() -> None:
-    assert not rung(scheme="weight-only", weight_only_bits=4, method="k-quant", symmetric=False).needs_calibration
+    for method in ("k-quant", "hqq"):
+        assert not rung(scheme="weight-only", weight_only_bits=4, method=method, symmetric=False).needs_calibration
+    for method in ("gptq", "quant-ease", "awq", "awq-quant-ease", "auto-round"):
+        assert rung(scheme="weight-only", weight_only_bits=4, method=method, symmetric=False).needs_calibration
     assert rung(scheme="weight-only", smooth=0.5).needs_calibration
 
 
@@ -123,7 +126,10 @@ def test_all_contradictions_of_a_rung_are_named_at_once() -> None:
     [
         ("block_size: 48", "block_size: 48 is not one of 16, 32, 64, 128, 256"),
         ("weight_only_bits: 2", "weight_only_bits: 2 is not one of 4, 8"),
-        ("method: hqq", "method: 'hqq' is not one of rtn, k-quant, gptq"),
+        (
+            "method: best",
+            "method: 'best' is not one of rtn, k-quant, hqq, gptq, quant-ease, awq, awq-quant-ease, auto-round",
+        ),
         ("objectives: [speed]", "objectives.0: 'speed' is not one of latency, throughput, size"),
     ],
 )
