@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 _ARTIFACT_NAME = "artifact"
 _DEFAULT_PEER = "torch"
+_STREAM_BATCH = 32
+_LADDER_REQUESTS = 8
 _DEFAULT_WORKLOAD = "1x16,1x128,8x128"
 _MEBIBYTE = 1024 * 1024
 _ENCODER_DECODERS = ("text2text-generation", "automatic-speech-recognition")
@@ -82,7 +84,15 @@ def bench(
         Path | None,
         typer.Option(help="Time all texts of this file in its order: one a line (.txt), or CSV, TSV, JSONL, Parquet."),
     ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Texts of one batch of the stream.")] = 32,
+    batch: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            show_default=False,
+            help=f"Texts of one batch of the stream, default {_STREAM_BATCH}; with --ladder, of text generation: requests that the "
+            f"last step answers together, default {_LADDER_REQUESTS}.",
+        ),
+    ] = None,
     calibration: Annotated[
         Path | None, typer.Option(help="Texts that openvino-int8 is calibrated with; default: a packaged sample.")
     ] = None,
@@ -151,16 +161,20 @@ def bench(
     if ladder:
         check_ladder(against)
     if task == "text-generation":
-        bench_generation_model(output, request, engines, ladder=ladder, refused=only_for_texts)
+        ladder_requests = (batch or _LADDER_REQUESTS) if ladder else None
+        only_for_texts["--batch"] = batch is not None and not ladder
+        bench_generation_model(output, request, engines, ladder_requests=ladder_requests, refused=only_for_texts)
         return
     if ladder:
         not_timed = {name: is_given for name, is_given in only_for_texts.items() if name != "--stream"}
-        bench_encoder_ladder(output, request, stream, batch, refused={**not_timed, "--workload": workload is not None})
+        bench_encoder_ladder(
+            output, request, stream, batch or _STREAM_BATCH, refused={**not_timed, "--workload": workload is not None}
+        )
         return
     wanted = _DEFAULT_WORKLOAD if workload is None and stream is None else workload
     points = () if wanted is None else parse_workload(wanted)
     peer_names = parse_peers(engines)
-    asked = _Asked(points, _modes(end_to_end, graph_only), seconds, batch)
+    asked = _Asked(points, _modes(end_to_end, graph_only), seconds, batch or _STREAM_BATCH)
     if plot is not None:
         check_plot_path(plot)
     opened = _load_reader(artifact)

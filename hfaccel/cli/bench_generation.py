@@ -21,15 +21,15 @@ _MEBIBYTE = 1024 * 1024
 
 
 def bench_generation_model(
-    output: Output, asked: BenchRequest, against: str, *, ladder: bool, refused: Mapping[str, bool]
+    output: Output, asked: BenchRequest, against: str, *, ladder_requests: int | None, refused: Mapping[str, bool]
 ) -> None:
     """Time a model that generates text, as the command line asks.
 
     Args:
         output: where to.
         asked: what is timed.
-        against: engines to compare with, as ``--against`` has them; not looked at with ``ladder``.
-        ladder: time the way to the artifact in place of engines.
+        against: engines to compare with, as ``--against`` has them; not looked at for the ladder.
+        ladder_requests: time the way to the artifact in place of engines, and at its end so many requests together.
         refused: options that mean nothing here -> whether they were given.
 
     Raises:
@@ -42,8 +42,8 @@ def bench_generation_model(
             where=option,
             hint="leave it out; prompt and answer are timed one by one, e.g. --workload 128+128",
         )
-    if ladder:
-        bench_decoder_ladder(output, asked, *open_requests(asked))
+    if ladder_requests is not None:
+        bench_decoder_ladder(output, asked, *open_requests(asked), together=ladder_requests)
     else:
         _bench_engines(output, asked, against)
 

@@ -50,7 +50,9 @@ def check_ladder(against: str | None) -> None:
         raise MissingExtraError(package, extra="compile", needed_for="bench --ladder")
 
 
-def bench_decoder_ladder(output: Output, asked: BenchRequest, requests: Sequence[Request], model: GenerationModel) -> None:
+def bench_decoder_ladder(
+    output: Output, asked: BenchRequest, requests: Sequence[Request], model: GenerationModel, *, together: int
+) -> None:
     """Time the way from transformers without a key-value cache to the artifact, and show it.
 
     Args:
@@ -58,6 +60,7 @@ def bench_decoder_ladder(output: Output, asked: BenchRequest, requests: Sequence
         asked: what is timed.
         requests: one.
         model: the artifact, open.
+        together: requests that the last step answers at once; 1 leaves it out.
 
     Raises:
         UsageError: several requests, or no source to compare with.
@@ -78,12 +81,13 @@ def bench_decoder_ladder(output: Output, asked: BenchRequest, requests: Sequence
         source, module = load_source(asked)
         python = python_encoder(source, asked.folder, model)
         way = decoder_way(
-            DecoderWay(asked.folder, model, asked.manifest, module.hf_model, stages, request, asked.threads, python)
+            DecoderWay(asked.folder, model, asked.manifest, module.hf_model, stages, request, asked.threads, python, together)
         )
         _say_timing(output, str(request), len(way.rungs))
         rows = run_ladder(way.rungs, amount=request.new, watch=Stopwatch(asked.seconds))
     what = f"one request: about {request.prompt} tokens of text in, {request.new} new tokens, greedy"
-    _show(output, asked, context, _Climbed(rows, way.left_out, "tokens", what, f"{request} tokens", {"workload": str(request)}))
+    asked_for = {"workload": str(request), "together": together}
+    _show(output, asked, context, _Climbed(rows, way.left_out, "tokens", what, f"{request} tokens", asked_for))
 
 
 def bench_encoder_ladder(

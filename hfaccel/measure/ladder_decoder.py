@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +37,7 @@ class DecoderWay:
         request: tokens of the prompt, about, and new ones.
         threads: that every step may use.
         python: ids of a text as a tokenizer in Python gives them, or why there is none, in one line.
+        together: requests that the last step answers at once; 1 leaves it out.
     """
 
     folder: Path
@@ -47,6 +48,7 @@ class DecoderWay:
     request: Request
     threads: int
     python: Callable[[str], list[int]] | str
+    together: int = 1
 
     @property
     def first_tokenizer(self) -> Callable[[str], list[int]]:
@@ -80,7 +82,8 @@ def python_encoder(source: SourceModel, folder: Path, model: GenerationModel) ->
 
 def decoder_way(way: DecoderWay, *, seed: int = 0) -> Way:
     """The steps in order. Each answers the same text greedily, with all new tokens whatever the model says."""
-    text = _prompt_text(way.model, way.request.prompt, seed)
+    texts = _prompt_texts(way.model, Point(way.together, way.request.prompt), seed)
+    text = texts[0]
     defaults = SessionSettings(intra_op_num_threads=way.threads)
     cached = Share("with cache", _transformers(way, text, way.first_tokenizer, use_cache=True))
     rungs = [_without_cache(way, text), Rung("key-value cache (use_cache=True)", (cached,))]
@@ -92,11 +95,13 @@ def decoder_way(way: DecoderWay, *, seed: int = 0) -> Way:
     for what, graph in graph_steps(way.stages, way.manifest, way.folder):
         rungs.append(_session_rung(what, graph, defaults, way, text))
     rungs.append(_tuned(way, text, rungs[-1]))
+    if way.together > 1:
+        rungs.append(_together(way, texts))
     return Way(tuple(rungs), tuple(left_out))
 
 
-def _prompt_text(model: GenerationModel, tokens: int, seed: int) -> str:
-    return make_texts(Point(1, tokens), lambda text: len(model.encode(text)), seed=seed)[0]
+def _prompt_texts(model: GenerationModel, point: Point, seed: int) -> list[str]:
+    return list(make_texts(point, lambda text: len(model.encode(text)), seed=seed))
 
 
 def _without_cache(way: DecoderWay, text: str) -> Rung:
@@ -170,8 +175,15 @@ def _tuned(way: DecoderWay, text: str, before: Rung) -> Rung:
     return Rung(what, (Share(what, _answer(way.model.decoder, way, text)),))
 
 
-def _answer(decoder: Decoder, way: DecoderWay, text: str) -> Callable[[], None]:
-    """A request to the run time: tokenize, read, write greedily; nothing is kept from the request before."""
+def _together(way: DecoderWay, texts: Sequence[str]) -> Rung:
+    """Several requests in one batch; as long as all of them, the time of one is its part."""
+    what = f"{len(texts)} requests answered together"
+    note = f"the time of a batch of {len(texts)} requests, divided by {len(texts)}; the steps before answer one after the other"
+    return Rung(what, (Share(what, _answer(way.model.decoder, way, *texts), 1 / len(texts)),), note)
+
+
+def _answer(decoder: Decoder, way: DecoderWay, *texts: str) -> Callable[[], None]:
+    """A request to the run time, or several: tokenize, read, write greedily; nothing is kept from the request before."""
     contract = way.model.contract
     assert contract.generation is not None  # a GenerationModel checks it
     endless = replace(contract, generation=replace(contract.generation, end_token_ids=()))
@@ -180,6 +192,6 @@ def _answer(decoder: Decoder, way: DecoderWay, text: str) -> Callable[[], None]:
 
     def run() -> None:
         decoder.forget()
-        model.generate_ids([model.encode(text)], settings)
+        model.generate_ids([model.encode(text) for text in texts], settings, max_batch=len(texts))
 
     return run

@@ -195,7 +195,7 @@ def quantize_graph(
             hint="leave the rung out of the ladder, the float graph competes anyway",
         )
     if rung.scheme == "weight-only":
-        path = _write_weight_only(rung, prepared, nodes, folder)
+        path = _write_weight_only(rung, prepared, nodes, folder, saturates=weight_bits == 7)
         return BuiltCandidate(path, tuple(nodes), tuple(kept_float), prepared.split)
     scratch = folder / "scratch"
     source = _save_prepared(prepared.model, scratch)
@@ -211,7 +211,7 @@ def quantize_graph(
     return BuiltCandidate(output, (*nodes, *blockwise), tuple(kept_float), prepared.split)
 
 
-def _write_weight_only(rung: Rung, prepared: PreparedGraph, nodes: Sequence[str], folder: Path) -> Path:
+def _write_weight_only(rung: Rung, prepared: PreparedGraph, nodes: Sequence[str], folder: Path, *, saturates: bool) -> Path:
     in_channels = [name for name in nodes if name in prepared.in_channels]
     model, scratch = prepared.model, folder / "scratch"
     if rung.method in MOMENT_ROUNDINGS:
@@ -226,7 +226,7 @@ def _write_weight_only(rung: Rung, prepared: PreparedGraph, nodes: Sequence[str]
     left = [node.name or "" for node in model.graph if node.name in nodes and node.op_type == "MatMul"]
     path = write_weight_only(rung, model, left, folder, own_data_file=bool(in_channels))
     if in_channels:
-        write_prompt_graph(path, in_channels)
+        write_prompt_graph(path, in_channels, saturates=saturates)
     return path
 
 

@@ -8,6 +8,8 @@ from hfaccel.quant.weight_only import BlockwiseWeight
 
 _SHRINKS = (1.0, 0.92, 0.84, 0.76)
 """Of each end of a block's range: clipping its largest weights may serve the others better."""
+_CLIPPING_HELPS_BELOW = 255
+"""Levels: with so many the largest weight costs the others nothing."""
 
 
 def clipped_to_nearest(weight: np.ndarray, importance: np.ndarray, *, bits: int, block_size: int) -> BlockwiseWeight:
@@ -26,27 +28,43 @@ def clipped_to_nearest(weight: np.ndarray, importance: np.ndarray, *, bits: int,
     for block in range(blocks):
         part = slice(block * block_size, min(inputs, (block + 1) * block_size))
         count = part.stop - part.start
-        found = _clipped_block(np.asarray(weight[part], dtype=np.float32), importance[part].astype(np.float32), highest)
-        levels[:, block, :count], scales[:, block], zeros[:, block] = found[0].T, found[1], found[2]
+        exact = np.asarray(weight[part], dtype=np.float32)
+        scale, zero = clipped_grid(exact, importance[part].astype(np.float32), highest)
+        levels[:, block, :count], scales[:, block], zeros[:, block] = _nearest(exact, scale, zero, highest).T, scale, zero
         levels[:, block, count:] = zeros[:, block, None]
     return BlockwiseWeight(levels, scales, zeros, bits)
 
 
-def _clipped_block(weights: np.ndarray, importance: np.ndarray, highest: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Levels [in, out], scale [out] and zero point [out] of one block [in, out]."""
+def clipped_grid(weights: np.ndarray, importance: np.ndarray, highest: int) -> tuple[np.ndarray, np.ndarray]:
+    """Scale and zero point, float32 [out], of one block [in, out]: of some clipped ranges that with the least weighted error."""
     low, high = np.minimum(weights.min(axis=0), 0), np.maximum(weights.max(axis=0), 0)
     least = np.full(weights.shape[1], np.inf, dtype=np.float32)
-    levels, scales, zeros = np.zeros_like(weights), np.ones_like(low), np.zeros_like(low)
+    scales, zeros = np.ones_like(low), np.zeros_like(low)
     for lower in _SHRINKS:
         for upper in _SHRINKS:
             scale = (high * upper - low * lower) / np.float32(highest)
             scale = np.where(scale > 0, scale, np.float32(1))
             zero = np.clip(np.rint(-low * lower / scale), 0, highest)
-            level = np.clip(np.rint(weights / scale) + zero, 0, highest)
-            error = importance @ np.square((level - zero) * scale - weights)
+            error = importance @ np.square((_nearest(weights, scale, zero, highest) - zero) * scale - weights)
             better = error < least
-            np.copyto(levels, level, where=better)
-            np.copyto(scales, scale, where=better)
-            np.copyto(zeros, zero, where=better)
-            np.copyto(least, error, where=better)
-    return levels, scales, zeros
+            for kept, new in ((scales, scale), (zeros, zero), (least, error)):
+                np.copyto(kept, new, where=better)
+    return scales, zeros
+
+
+def symmetric_grid(weights: np.ndarray, importance: np.ndarray, highest: int) -> tuple[np.ndarray, np.ndarray]:
+    """The same where zero is the middle level."""
+    middle = (highest + 1) // 2
+    zeros = np.full(weights.shape[1], middle, dtype=np.float32)
+    largest = np.maximum(np.abs(weights).max(axis=0), np.finfo(np.float32).tiny)
+    least, scales = np.full(weights.shape[1], np.inf, dtype=np.float32), largest
+    for shrink in _SHRINKS if highest < _CLIPPING_HELPS_BELOW else _SHRINKS[:1]:
+        scale = (largest * shrink / (middle - 1)).astype(np.float32)
+        error = importance @ np.square((_nearest(weights, scale, zeros, highest) - zeros) * scale - weights)
+        better = error < least
+        least, scales = np.where(better, error, least), np.where(better, scale, scales)
+    return scales, zeros
+
+
+def _nearest(weights: np.ndarray, scale: np.ndarray, zero: np.ndarray, highest: int) -> np.ndarray:
+    return np.asarray(np.clip(np.rint(weights / scale) + zero, 0, highest))

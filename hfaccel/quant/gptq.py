@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from hfaccel.quant.clipping import clipped_grid, symmetric_grid
 from hfaccel.quant.layers import part_of
 from hfaccel.quant.moments import grouped, second_moments
 from hfaccel.quant.prompt_graph import in_blocks, round_channels
@@ -36,11 +37,9 @@ class MomentRounding(Protocol):
 
 DAMPING = 0.01
 """Added to the diagonal, as a share of its mean: few texts leave directions that were never seen."""
-_COLUMNS_AT_ONCE = 128
-_SHRINKS = (1.0, 0.92, 0.84, 0.76)
-"""Of each end of a block's range: clipping its largest weights may serve the others better."""
-_CLIPPING_HELPS_BELOW = 255
-"""Levels: with so many the largest weight costs the others nothing."""
+_INPUTS_AT_ONCE = 64
+"""Errors reach the inputs after these in one product; more at once have more to do one by one."""
+_INVERSE_AT_ONCE = 128
 
 
 def compensated(
@@ -56,50 +55,45 @@ def compensated(
         symmetric: without zero points.
     """
     inputs, outputs = weight.shape
-    blocks, levels = -(-inputs // block_size), 2**bits - 1
-    left, importance = np.ascontiguousarray(weight.T, dtype=np.float32), np.diag(moments)
-    scales, zeros = np.ones((outputs, blocks), dtype=np.float32), np.zeros((outputs, blocks), dtype=np.float32)
+    blocks, highest = -(-inputs // block_size), 2**bits - 1
+    exact, importance = np.asarray(weight, dtype=np.float32), np.diag(moments)
+    scales, zeros = np.ones((blocks, outputs), dtype=np.float32), np.zeros((blocks, outputs), dtype=np.float32)
     for block in range(blocks):
         part = slice(block * block_size, min(inputs, (block + 1) * block_size))
-        grid = _symmetric_grid if symmetric else _grid
-        scales[:, block], zeros[:, block] = grid(left[:, part], importance[part], levels)
+        grid = symmetric_grid if symmetric else clipped_grid
+        scales[block], zeros[block] = grid(exact[part], importance[part].astype(np.float32), highest)
     order = np.argsort(-importance, kind="stable")
     own_blocks = order // block_size
-    rounded = np.full((outputs, blocks * block_size), 2 ** (bits - 1) if symmetric else 0, dtype=np.uint8)
-    rounded[:, order] = _round_in_order(
-        np.ascontiguousarray(left[:, order]),
-        _repair_matrix(moments[np.ix_(order, order)]),
-        scales[:, own_blocks],
-        zeros[:, own_blocks],
-        levels,
-    )
-    zero_points = None if symmetric else zeros.astype(np.uint8)
-    return BlockwiseWeight(rounded.reshape(outputs, blocks, block_size), scales, zero_points, bits)
+    rounded = np.full((blocks * block_size, outputs), 2 ** (bits - 1) if symmetric else 0, dtype=np.uint8)
+    repair = _repair_matrix(moments[np.ix_(order, order)])
+    rounded[order] = _round_in_order(exact[order], repair, scales[own_blocks], zeros[own_blocks], highest)
+    levels = np.ascontiguousarray(rounded.T).reshape(outputs, blocks, block_size)
+    zero_points = None if symmetric else np.ascontiguousarray(zeros.T).astype(np.uint8)
+    return BlockwiseWeight(levels, np.ascontiguousarray(scales.T), zero_points, bits)
 
 
-def _round_in_order(left: np.ndarray, repair: np.ndarray, scales: np.ndarray, zeros: np.ndarray, levels: int) -> np.ndarray:
-    """Levels uint8 [out, in] of a weight [out, in], one input after the other; ``left`` is used up.
+def _round_in_order(left: np.ndarray, repair: np.ndarray, scales: np.ndarray, zeros: np.ndarray, highest: int) -> np.ndarray:
+    """Levels uint8 [in, out] of a weight [in, out], one input after the other; ``left`` is used up.
 
     Args:
         left: the weight.
         repair: from :func:`_repair_matrix`, in the same order of inputs.
-        scales: of each input [out, in].
-        zeros: of each input [out, in].
-        levels: the highest one.
+        scales: of each input [in, out].
+        zeros: of each input [in, out].
+        highest: level.
     """
-    outputs, inputs = left.shape
-    rounded = np.zeros((outputs, inputs), dtype=np.uint8)
-    for start in range(0, inputs, _COLUMNS_AT_ONCE):
-        stop = min(inputs, start + _COLUMNS_AT_ONCE)
-        part, errors = left[:, start:stop].copy(), np.zeros((outputs, stop - start), dtype=np.float32)
+    inputs = len(left)
+    rounded = np.empty(left.shape, dtype=np.uint8)
+    for start in range(0, inputs, _INPUTS_AT_ONCE):
+        stop = min(inputs, start + _INPUTS_AT_ONCE)
+        part, errors = left[start:stop].copy(), np.empty((stop - start, left.shape[1]), dtype=np.float32)
         for place in range(stop - start):
-            column = start + place
-            scale, zero = scales[:, column], zeros[:, column]
-            level = np.clip(np.rint(part[:, place] / scale) + zero, 0, levels)
-            rounded[:, column] = level.astype(np.uint8)
-            errors[:, place] = (part[:, place] - (level - zero) * scale) / repair[column, column]
-            part[:, place:] -= np.outer(errors[:, place], repair[column, column:stop])
-        left[:, stop:] -= errors @ repair[start:stop, stop:]
+            row = start + place
+            level = np.clip(np.rint(part[place] / scales[row]) + zeros[row], 0, highest)
+            rounded[row] = level
+            errors[place] = (part[place] - (level - zeros[row]) * scales[row]) / repair[row, row]
+            part[place + 1 :] -= repair[row, row + 1 : stop, None] * errors[place]
+        left[stop:] -= repair[start:stop, stop:].T @ errors
     return rounded
 
 
@@ -186,41 +180,10 @@ def _repair_matrix(moments: np.ndarray) -> np.ndarray:
 def _inverse_of_upper(matrix: np.ndarray) -> np.ndarray:
     """Of an upper triangular matrix, by halves: three times as fast as an inverse that does not know of the zeros."""
     size = len(matrix)
-    if size <= _COLUMNS_AT_ONCE:
+    if size <= _INVERSE_AT_ONCE:
         return np.triu(np.linalg.inv(matrix))
     half, inverse = size // 2, np.zeros_like(matrix)
     inverse[:half, :half] = _inverse_of_upper(matrix[:half, :half])
     inverse[half:, half:] = _inverse_of_upper(matrix[half:, half:])
     inverse[:half, half:] = -inverse[:half, :half] @ matrix[:half, half:] @ inverse[half:, half:]
     return inverse
-
-
-def _symmetric_grid(weights: np.ndarray, importance: np.ndarray, levels: int) -> tuple[np.ndarray, np.ndarray]:
-    """Scale [out] of a block [out, inputs] whose zero is the middle level, as :func:`_grid` finds it; the middle level [out]."""
-    middle = (levels + 1) // 2
-    largest = np.maximum(np.abs(weights).max(axis=1), np.finfo(np.float32).tiny)
-    best, scales = np.full(len(weights), np.inf), largest
-    for shrink in _SHRINKS if levels < _CLIPPING_HELPS_BELOW else _SHRINKS[:1]:
-        scale = (largest * shrink / (middle - 1)).astype(np.float32)
-        level = np.clip(np.rint(weights / scale[:, None]), -middle, middle - 1)
-        error = np.square(level * scale[:, None] - weights) @ importance
-        better = error < best
-        best, scales = np.where(better, error, best), np.where(better, scale, scales)
-    return scales, np.full(len(weights), middle, dtype=np.float32)
-
-
-def _grid(weights: np.ndarray, importance: np.ndarray, levels: int) -> tuple[np.ndarray, np.ndarray]:
-    """Scale and zero point [out] of a block [out, inputs]: of some clipped ranges that with the least weighted error."""
-    low, high = np.minimum(weights.min(axis=1), 0), np.maximum(weights.max(axis=1), 0)
-    best = np.full(len(weights), np.inf)
-    scales, zeros = np.ones_like(low), np.zeros_like(low)
-    for lower in _SHRINKS:
-        for upper in _SHRINKS:
-            scale = (high * upper - low * lower) / levels
-            scale = np.where(scale > 0, scale, 1.0).astype(np.float32)
-            zero = np.clip(np.rint(-low * lower / scale), 0, levels)
-            level = np.clip(np.rint(weights / scale[:, None]) + zero[:, None], 0, levels)
-            error = np.square((level - zero[:, None]) * scale[:, None] - weights) @ importance
-            better = error < best
-            best, scales, zeros = np.where(better, error, best), np.where(better, scale, scales), np.where(better, zero, zeros)
-    return scales, zeros

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from hfaccel.runtime.session import Runner
 
 NAME: StageName = "accuracy"
-REVISION = 11
+REVISION = 12
 LIBRARIES = (
     "torch",
     "transformers",
@@ -162,7 +162,10 @@ def _examined(
     runner = open_with_all_logits(graph, artifact.contract, candidate.session)
     if isinstance(examiner, Examiner):
         return examiner.examine(runner)
-    return examiner.examine(runner, answers=written_by(candidate, artifact, ctx))
+    answers = written_by(candidate, artifact, ctx)
+    if isinstance(examiner, LanguageExaminer):
+        return examiner.examine(runner, answers=answers, brief=candidate.name == FLOAT_PARENT)
+    return examiner.examine(runner, answers=answers)
 
 
 def _shippable(chosen: Candidate | None, judged: Sequence[Candidate], ctx: StageContext) -> Candidate:

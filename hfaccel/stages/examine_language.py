@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 WINDOW_TOKENS = 512
 MOST_TOKENS = 5_000
 """Of text that every candidate reads: the source alone takes a second for some hundred of them."""
+BRIEF_TOKENS = 1_000
+"""Of text that the float graph reads: that it is the source has been proved before, and reading all would take as long as the source."""
 KEPT_LOGITS_BYTES = 64_000_000
 """The source's logits are kept for as many positions, spread over the text, as fit: the divergence is measured there."""
 BATCH_ROWS = 3
@@ -108,19 +110,21 @@ class LanguageExaminer:
             positions = np.arange(window.first - 1, len(window.ids) - 1, every)
             self._kept.append(_Kept(positions, logits[positions].copy()))
 
-    def examine(self, runner: Runner, *, answers: Answers | None = None) -> AnswersFinding:
+    def examine(self, runner: Runner, *, answers: Answers | None = None, brief: bool = False) -> AnswersFinding:
         """Read the text with a graph that gives the logits of all tokens, and judge it.
 
         Args:
             runner: the graph.
             answers: writes the candidate's own answers; None leaves the task's metric out.
+            brief: read only the first windows: the graph is known to be the source.
         """
+        windows = _up_to(self._windows, BRIEF_TOKENS) if brief else self._windows
         scores: list[WindowScores] = []
         divergences: list[Divergence] = []
-        for (window, logits), kept in zip(_logits(runner, self._windows, self._settings), self._kept, strict=True):
+        for (window, logits), kept in zip(_logits(runner, windows, self._settings), self._kept, strict=False):
             scores.append(score_window(logits, window))
             divergences.append(divergence(kept.logits, logits[kept.positions]))
-        loss = compare_scores(self._source, scores, divergences)
+        loss = compare_scores(self._source[: len(scores)], scores, divergences)
         known = self._own if loss.non_finite == 0 else None
         written = known.loss(answers) if known is not None and answers is not None else None
         return finding_of(loss, written, self._batch_cosine(runner), self._limits, what="a prompt")
@@ -178,12 +182,7 @@ def _prompted_windows(reader: PromptReader, dataset: Dataset, longest: int) -> t
             where=dataset.name,
             hint="give shorter prompts, or running text without answers",
         )
-    windows: list[Window] = []
-    for window, _ in fitting:
-        if windows and sum(len(item.ids) for item in windows) + len(window.ids) > MOST_TOKENS:
-            break
-        windows.append(window)
-    return windows, [example for _, example in fitting]
+    return _up_to([window for window, _ in fitting], MOST_TOKENS), [example for _, example in fitting]
 
 
 def _spread(windows: Sequence[Window], most: int) -> list[Window]:
@@ -192,15 +191,13 @@ def _spread(windows: Sequence[Window], most: int) -> list[Window]:
 
 
 def _first_windows(documents: Sequence[Sequence[int]], length: int) -> list[Window]:
-    """Windows of the documents from the first on, as many as together have no more than the most tokens, and at least one."""
-    windows: list[Window] = []
-    tokens = 0
-    for window in cut_windows(documents, length=length):
-        tokens += len(window.ids)
-        if windows and tokens > MOST_TOKENS:
-            break
-        windows.append(window)
-    return windows
+    return _up_to(cut_windows(documents, length=length), MOST_TOKENS)
+
+
+def _up_to(windows: Sequence[Window], most_tokens: int) -> list[Window]:
+    """The first windows, as many as together have no more than so many tokens, and at least one."""
+    ends = np.cumsum([len(window.ids) for window in windows])
+    return list(windows[: max(1, int(np.searchsorted(ends, most_tokens, side="right")))])
 
 
 def _logits(runner: Runner, windows: Sequence[Window], settings: GenerationSettings) -> Iterator[tuple[Window, np.ndarray]]:

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from hfaccel.recipe.targets import TargetProfile
 
 NAME: StageName = "quantize"
-REVISION = 11
+REVISION = 12
 LIBRARIES = ("onnx", "onnx-ir", "onnxruntime", "openvino", "tokenizers", "numpy")
 
 GRAPHS = "graphs"
@@ -144,10 +144,6 @@ def refusal(rung: Rung, recipe: Recipe, target: TargetProfile, *, on_target: boo
             f"needs an accuracy budget of {rung.least_budget:.0%} or more (--max-loss), {recipe.accuracy.max_loss:.2%} was given"
         )
         return "budget-too-small", budget
-    zero_points = rung.scheme == "weight-only" and rung.weight_only_bits == 4 and not rung.symmetric
-    if zero_points and engine == "onnxruntime" and target.machine != "aarch64" and "avx512f" not in target.features:
-        detail = f"onnxruntime's kernel for 4 bits with zero points was reported wrong without AVX-512, which {target.name} lacks"
-        return "not-supported-by-target", detail
     if quantize.engines != "auto" and engine not in quantize.engines:
         return "engine-not-wanted", f"engines that may compete: {', '.join(quantize.engines)} (--engine)"
     if quantize.engines == "auto" and engine != "onnxruntime" and not on_target:

@@ -16,10 +16,11 @@ from hfaccel.artifact.contract import SessionSettings
 from hfaccel.artifact.generation import GenerationSettings
 from hfaccel.evaluate.cached_decoding import empty_past
 from hfaccel.quant.build import CalibrationData, build_candidate
-from hfaccel.quant.prompt_graph import round_channels
+from hfaccel.quant.prompt_graph import round_channels, write_prompt_graph
+from hfaccel.quant.weight_only import store_in_blocks
 from hfaccel.recipe.schema import Rung
 from hfaccel.rewrites.drop_unused import drop_unused
-from hfaccel.rewrites.graphs import graph_bytes, load_graph, save_graph
+from hfaccel.rewrites.graphs import graph_bytes, load_graph, new_initializer, save_graph
 from hfaccel.rewrites.pack_gate_up import pack_gate_up
 from hfaccel.rewrites.rotate_residual import can_rotate, rotate_residual, rotated
 from hfaccel.rewrites.untie_head import untie_head
@@ -199,3 +200,28 @@ def test_prompts_are_read_by_their_graph_and_steps_go_on_from_there(folder: Path
         ways = [way for way in ways if way.step(np.array([token, token])) is not None]
     short = [decoder.prefill([prompt[: PROMPT_TOKENS - 1]]).logits for decoder in (both, alone)]
     np.testing.assert_array_equal(*short)  # too short to be worth it
+
+
+@pytest.mark.parametrize("saturates", [True, False])
+def test_weights_are_unsigned_where_products_of_the_target_saturate(saturates: bool, tmp_path: Path) -> None:
+    """The largest weights meet the largest activations: pairs of products of u8 x s8 are then more than 16 bits hold."""
+    tokens, inputs, outputs = 3, 128, 32
+    model = onnx_ir.Model(onnx_ir.Graph([], [], nodes=[], opset_imports={"": 20}, name="one"), ir_version=9)
+    value = onnx_ir.val("x", onnx_ir.DataType.FLOAT, ["tokens", inputs])
+    exact = np.where(np.arange(outputs) % 2, 1.0, -1.0) * np.ones((inputs, 1))
+    weight = new_initializer(model, "weight", exact.astype(np.float32))
+    product = onnx_ir.node("MatMul", [value, weight], name="product")
+    result = onnx_ir.node("Neg", product.outputs, outputs=[onnx_ir.val("y", onnx_ir.DataType.FLOAT, ["tokens", outputs])])
+    model.graph.extend([product, result])
+    model.graph.inputs.append(value)
+    model.graph.outputs.extend(result.outputs)
+    store_in_blocks(
+        Rung(name="eight", scheme="weight-only", graph="fused"), model, ["product"], lambda *_: round_channels(exact, 64)
+    )
+    save_graph(model, tmp_path)
+    path = write_prompt_graph(tmp_path / "model.onnx", ["product"], saturates=saturates)
+    readers = [node for node in load_graph(path).graph if node.op_type == "DynamicQuantizeMatMul"]
+    assert [len(node.inputs) for node in readers] == [4 if saturates else 3]
+    activation = np.full((tokens, inputs), 3.0, dtype=np.float32)
+    if saturates:  # the other one is right on processors that add up in 32 bits
+        np.testing.assert_allclose(GraphSession(path).run({"x": activation})["y"], -activation @ exact, rtol=1e-3)

@@ -168,6 +168,9 @@ def test_genai_runs_its_own_folder(compiled, made):
     assert result["rows"][2]["likeness"]["cosine"] > 0.9999
 
 
+TOGETHER = ("--ladder", "--batch", 3)
+
+
 def way(result):
     return [row["what"].split(":")[0].split(",")[0] for row in result["ladder"]]
 
@@ -179,21 +182,28 @@ STEPS = [
     "fused",
     "quantized to int8",
     "tuned session",
+    "3 requests answered together",
 ]
 
 
 @pytest.mark.parametrize("new", [3, 20])
 def test_the_ladder_has_its_steps_in_order(compiled, new):
-    done = run(compiled, "--ladder", "--workload", f"8+{new}", "--seconds", "0.1", "--json")
+    done = run(compiled, *TOGETHER, "--workload", f"8+{new}", "--seconds", "0.1", "--json")
     assert done.exit_code == 0, done.output
     rows = json.loads(done.stdout)["ladder"]
     assert way({"ladder": rows}) == STEPS
-    assert [row["step"] for row in rows] == list(range(1, 7))
+    assert [row["step"] for row in rows] == list(range(1, 8))
     assert all(row["p50_ms"] > 0 for row in rows)
     assert math.prod(row["factor"] for row in rows) == pytest.approx(rows[-1]["total"])
     assert rows[0]["what"].endswith("extrapolated") == (new == 20)
-    assert rows[-1]["factor"] == 1
-    assert "default settings" in rows[-1]["note"]
+    assert rows[-2]["factor"] == 1
+    assert "default settings" in rows[-2]["note"]
+    assert "divided by 3" in rows[-1]["note"]
+
+
+def test_a_single_request_has_no_step_of_several(compiled):
+    done = run(compiled, "--ladder", "--batch", 1, "--workload", "8+3", "--seconds", "0.1", "--json")
+    assert way(json.loads(done.stdout)) == STEPS[:-1]
 
 
 def test_a_decoder_whose_tokenizer_exists_in_python_has_its_step(compiled, made, tmp_path):
@@ -205,7 +215,7 @@ def test_a_decoder_whose_tokenizer_exists_in_python_has_its_step(compiled, made,
     transformers.BertTokenizerFast(vocab=str(source / "vocab.txt")).save_pretrained(source)
     folder = changed(compiled, tmp_path / "out", source={"id": "tiny", "folder": str(source)})
     shutil.copy(source / "tokenizer.json", folder / "tokenizer.json")
-    done = run(folder, "--ladder", "--workload", "8+20", "--seconds", "0.1", "--json")
+    done = run(folder, *TOGETHER, "--workload", "8+20", "--seconds", "0.1", "--json")
     assert done.exit_code == 0, done.output
     result = json.loads(done.stdout)
     assert way(result) == [*STEPS[:2], "Rust tokenizer in place of Python", *STEPS[2:]]
@@ -227,7 +237,7 @@ def test_the_ladder_is_a_table_and_a_picture_and_times_a_tuned_session(compiled,
 
 def test_a_fused_graph_that_was_never_made_is_no_step(compiled, tmp_path):
     stages = [{"stage": "export", "key": KEYS["export"], "status": "done"}, {"stage": "fuse", "key": "", "status": "skipped"}]
-    done = run(changed(compiled, tmp_path / "out", stages=stages), "--ladder", "--workload", "8+3", "--seconds", "0.1", "--json")
+    done = run(changed(compiled, tmp_path / "out", stages=stages), *TOGETHER, "--workload", "8+3", "--seconds", "0.1", "--json")
     assert done.exit_code == 0, done.output
     assert way(json.loads(done.stdout)) == [step for step in STEPS if step != "fused"]
 
@@ -243,6 +253,7 @@ def test_the_ladder_says_what_to_run_when_the_cache_is_empty(compiled, tmp_path,
     [
         (("--workload", "1x16"), "'1x16' is no workload of text generation (write prompt+new tokens, for example 128+32)"),
         (("--workload", "90+7"), "90+7 is longer than the 96 tokens"),
+        (("--batch", 4), "--batch: this option is for models that only read"),
         (("--graph-only",), "leave it out; prompt and answer are timed one by one"),
         (("--stream", "texts.txt"), "leave it out; prompt and answer are timed one by one"),
         (("--against", "openvino"), "known peers: torch, onnxruntime-genai=FOLDER"),
