@@ -149,6 +149,35 @@ class CachedDecoding:
         return logits, {name.replace("present.", "past_key_values."): value for name, value in outputs.items()}
 
 
+class PromptThenSteps:
+    """A :class:`hfaccel.runtime.session.Runner` over two graphs of one decoder: half of a text is the prompt of one, the other goes on.
+
+    Args:
+        prompts: reads prompts; gives the logits of all tokens, as the other one does.
+        steps: goes on with the cache.
+        settings: shape of the cache.
+    """
+
+    def __init__(self, prompts: Runner, steps: Runner, settings: GenerationSettings) -> None:
+        self.input_names: tuple[str, ...] = ("input_ids", "attention_mask", POSITION_IDS)
+        self._prompts = prompts
+        self._steps = steps
+        self._settings = settings
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """``logits`` float32 [1, sequence, vocabulary] of one text; graphs with fused attention go on with one row only."""
+        half = max(1, feeds["input_ids"].shape[1] // 2)
+        own = {name: feeds[name] for name in self.input_names}
+        first = {name: np.ascontiguousarray(value[:, :half]) for name, value in own.items()}
+        read = self._prompts.run({**first, **empty_past(1, self._settings, self._prompts)})
+        found = [read.pop("logits")]
+        if half < own["input_ids"].shape[1]:
+            past = {name.replace("present.", "past_key_values."): value for name, value in read.items()}
+            rest = {name: np.ascontiguousarray(value[:, half:]) for name, value in own.items()}
+            found.append(self._steps.run({**rest, "attention_mask": own["attention_mask"], **past})["logits"])
+        return {"logits": np.concatenate(found, axis=1)}
+
+
 def empty_past(batch: int, settings: GenerationSettings, reader: Runner | None = None) -> dict[str, np.ndarray]:
     """A cache without tokens, for a session that is fed arrays.
 

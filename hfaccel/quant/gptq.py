@@ -40,6 +40,7 @@ DAMPING = 0.01
 _INPUTS_AT_ONCE = 64
 """Errors reach the inputs after these in one product; more at once have more to do one by one."""
 _INVERSE_AT_ONCE = 128
+_TOKENS_FOR_EIGHT_BITS = 4096
 
 
 def compensated(
@@ -121,6 +122,8 @@ def store_compensated(
         method: rounds one weight.
         in_channels: those of the names whose every channel has one scale, and 8 bits.
     """
+    if rung.weight_only_bits == 8:
+        batches = _some(batches)
     exact_enough = [node.name or "" for node in model.graph if node.name in names and _has_eight_bits(node, rung)]
     products = [node for node in model.graph if node.name in names and node.name not in exact_enough]
     store_nearest(rung, model, exact_enough, in_channels)
@@ -146,6 +149,12 @@ def store_nearest(rung: Rung, model: onnx_ir.Model, names: Collection[str], in_c
     store_in_blocks(rung, model, [name for name in names if name not in in_channels])
     chosen = [name for name in names if name in in_channels]
     store_in_blocks(rung, model, chosen, lambda _name, weight, own: round_channels(weight, own.block_size))
+
+
+def _some(batches: Sequence[Feeds]) -> Sequence[Feeds]:
+    """The first batches: what 8 bits lose is so little that more text tells nothing new."""
+    ends = np.cumsum([int(feeds["attention_mask"].sum()) for feeds in batches])
+    return batches[: 1 + int(np.searchsorted(ends, _TOKENS_FOR_EIGHT_BITS))]
 
 
 def _has_eight_bits(node: onnx_ir.Node, rung: Rung) -> bool:

@@ -30,8 +30,6 @@ from hfaccel.stages.precision_map import precision_map
 from hfaccel.stages.shipping import write_shipped, written_by
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from hfaccel.evaluate.dataset import Dataset
     from hfaccel.recipe.schema import Recipe
     from hfaccel.runtime.session import Runner
@@ -141,11 +139,7 @@ def _judge(
     candidate: Candidate, artifact: Artifact, examiner: Examiner | LanguageExaminer | AnswersExaminer, ctx: StageContext
 ) -> Candidate:
     ctx.progress.step(f"judging: {candidate.name}")
-    graph = artifact.folder / candidate.graph
-    prompts = graph.with_name(PROMPT_GRAPH_NAME)
-    finding = _examined(graph, candidate, artifact, examiner, ctx)
-    if finding.reason is None and prompts.is_file():  # the rounder of the two is what the candidate answers for
-        finding = _examined(prompts, candidate, artifact, examiner, ctx)
+    finding = _examined(candidate, artifact, examiner, ctx)
     judged = replace(candidate, verdict=finding.to_json())
     if candidate.name == FLOAT_PARENT and finding.reason != "not-finite":
         return judged  # parity proved it stage by stage; on a handful of examples no bound could
@@ -153,19 +147,18 @@ def _judge(
 
 
 def _examined(
-    graph: Path,
-    candidate: Candidate,
-    artifact: Artifact,
-    examiner: Examiner | LanguageExaminer | AnswersExaminer,
-    ctx: StageContext,
+    candidate: Candidate, artifact: Artifact, examiner: Examiner | LanguageExaminer | AnswersExaminer, ctx: StageContext
 ) -> Finding:
+    graph = artifact.folder / candidate.graph
     runner = open_with_all_logits(graph, artifact.contract, candidate.session)
     if isinstance(examiner, Examiner):
         return examiner.examine(runner)
     answers = written_by(candidate, artifact, ctx)
-    if isinstance(examiner, LanguageExaminer):
-        return examiner.examine(runner, answers=answers, brief=candidate.name == FLOAT_PARENT)
-    return examiner.examine(runner, answers=answers)
+    if isinstance(examiner, AnswersExaminer):
+        return examiner.examine(runner, answers=answers)
+    path = graph.with_name(PROMPT_GRAPH_NAME)
+    prompts = open_with_all_logits(path, artifact.contract, candidate.session) if path.is_file() else None
+    return examiner.examine(runner, prompts=prompts, answers=answers, brief=candidate.name == FLOAT_PARENT)
 
 
 def _shippable(chosen: Candidate | None, judged: Sequence[Candidate], ctx: StageContext) -> Candidate:

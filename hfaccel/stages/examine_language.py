@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hfaccel.errors import DataError
-from hfaccel.evaluate.cached_decoding import empty_past
+from hfaccel.evaluate.cached_decoding import PromptThenSteps, empty_past
 from hfaccel.evaluate.greedy_paths import PathPrompt
 from hfaccel.evaluate.metrics import resolve_metric
 from hfaccel.evaluate.perplexity import (
@@ -110,24 +110,28 @@ class LanguageExaminer:
             positions = np.arange(window.first - 1, len(window.ids) - 1, every)
             self._kept.append(_Kept(positions, logits[positions].copy()))
 
-    def examine(self, runner: Runner, *, answers: Answers | None = None, brief: bool = False) -> AnswersFinding:
+    def examine(
+        self, runner: Runner, *, prompts: Runner | None = None, answers: Answers | None = None, brief: bool = False
+    ) -> AnswersFinding:
         """Read the text with a graph that gives the logits of all tokens, and judge it.
 
         Args:
             runner: the graph.
+            prompts: one beside it that reads prompts; then each text is read by both, half by half.
             answers: writes the candidate's own answers; None leaves the task's metric out.
             brief: read only the first windows: the graph is known to be the source.
         """
         windows = _up_to(self._windows, BRIEF_TOKENS) if brief else self._windows
+        reader = runner if prompts is None else PromptThenSteps(prompts, runner, self._settings)
         scores: list[WindowScores] = []
         divergences: list[Divergence] = []
-        for (window, logits), kept in zip(_logits(runner, windows, self._settings), self._kept, strict=False):
+        for (window, logits), kept in zip(_logits(reader, windows, self._settings), self._kept, strict=False):
             scores.append(score_window(logits, window))
             divergences.append(divergence(kept.logits, logits[kept.positions]))
         loss = compare_scores(self._source[: len(scores)], scores, divergences)
         known = self._own if loss.non_finite == 0 else None
         written = known.loss(answers) if known is not None and answers is not None else None
-        return finding_of(loss, written, self._batch_cosine(runner), self._limits, what="a prompt")
+        return finding_of(loss, written, self._batch_cosine(prompts or runner), self._limits, what="a prompt")
 
     def path_prompts(self) -> list[PathPrompt]:
         """At most 8 beginnings for the models to continue, of as many texts as there are: a prompt, or the start of a window."""

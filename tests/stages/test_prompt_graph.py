@@ -14,13 +14,14 @@ from hypothesis import strategies as st
 
 from hfaccel.artifact.contract import SessionSettings
 from hfaccel.artifact.generation import GenerationSettings
-from hfaccel.evaluate.cached_decoding import empty_past
+from hfaccel.evaluate.cached_decoding import PromptThenSteps, empty_past
 from hfaccel.quant.build import CalibrationData, build_candidate
 from hfaccel.quant.prompt_graph import round_channels, write_prompt_graph
 from hfaccel.quant.weight_only import store_in_blocks
 from hfaccel.recipe.schema import Rung
 from hfaccel.rewrites.drop_unused import drop_unused
 from hfaccel.rewrites.graphs import graph_bytes, load_graph, new_initializer, save_graph
+from hfaccel.rewrites.last_token_logits import all_token_logits
 from hfaccel.rewrites.pack_gate_up import pack_gate_up
 from hfaccel.rewrites.rotate_residual import can_rotate, rotate_residual, rotated
 from hfaccel.rewrites.untie_head import untie_head
@@ -225,3 +226,21 @@ def test_weights_are_unsigned_where_products_of_the_target_saturate(saturates: b
     activation = np.full((tokens, inputs), 3.0, dtype=np.float32)
     if saturates:  # the other one is right on processors that add up in 32 bits
         np.testing.assert_allclose(GraphSession(path).run({"x": activation})["y"], -activation @ exact, rtol=1e-3)
+
+
+def test_a_text_that_is_read_half_by_half_is_read_as_a_whole(llama: Path) -> None:
+    ids = np.random.default_rng(4).integers(1, WORDS, (1, 17))
+    feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids), "position_ids": np.arange(17)[None]}
+    graph = GraphSession(llama, content=with_all_logits(llama))
+    whole = graph.run({**feeds, **empty_past(1, CACHE)})["logits"]
+    assert whole.shape == (1, 17, WORDS)
+    np.testing.assert_allclose(PromptThenSteps(graph, graph, CACHE).run(feeds)["logits"], whole, atol=1e-4)
+    first = {name: value[:, :1] for name, value in feeds.items()}  # one token has no second half
+    np.testing.assert_allclose(PromptThenSteps(graph, graph, CACHE).run(first)["logits"], whole[:, :1], atol=1e-4)
+
+
+def with_all_logits(graph: Path) -> bytes:
+    model = load_graph(graph)
+    all_token_logits(model)
+    content: bytes = onnx_ir.to_proto(model).SerializeToString()
+    return content

@@ -192,14 +192,6 @@ def test_a_rung_for_size_competes_where_size_counts(sets: dict[str, object], com
     assert refused == (None if competes else ("not-for-objective", "competes only for the objective size (--objective)"))
 
 
-@pytest.mark.parametrize(("target", "competes"), [("cpu-avx2", False), ("cpu-generic", False), ("cpu-avx512", True)])
-def test_four_bits_with_zero_points_need_a_kernel_that_is_right(target: str, competes: bool) -> None:
-    made = rung(scheme="weight-only", weight_only_bits=4, symmetric=False)
-    refused = refusal(made, RECIPE, BY_NAME[target], on_target=False)
-    assert (refused is None) == competes
-    assert refusal(rung(scheme="weight-only", weight_only_bits=4), RECIPE, BY_NAME[target], on_target=False) is None
-
-
 @pytest.mark.parametrize(
     ("sets", "competes"),
     [
