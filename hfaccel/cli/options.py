@@ -22,7 +22,7 @@ Revision = Annotated[str | None, typer.Option(help="Revision of a hub id: branch
 Target = Annotated[str, typer.Option(help="Where it will run; 'auto' is this host. See: hfaccel targets")]
 RecipeName = Annotated[str | None, typer.Option("--recipe", help="Recipe name or file; chosen by architecture if not given.")]
 Overrides = Annotated[
-    list[str] | None, typer.Option("--set", help="Recipe value, e.g. --set quantize.weight_bits=7 (repeatable).")
+    list[str] | None, typer.Option("--set", help="Recipe value, e.g. --set quantize.calibration_examples=64 (repeatable).")
 ]
 Data = Annotated[str | None, typer.Option(help="Evaluation data: CSV, TSV, JSONL, Parquet, text file, or a datasets name.")]
 Calibration = Annotated[str | None, typer.Option(help="Texts for calibration; by default texts of --data, never their labels.")]

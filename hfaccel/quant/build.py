@@ -34,7 +34,7 @@ from hfaccel.rewrites.split_encoder_decoder import decoder_nodes
 if TYPE_CHECKING:
     import onnx_ir
 
-    from hfaccel.recipe.schema import Rung
+    from hfaccel.recipe.schema import Rung, WeightFormat
 
 SENSITIVITY_TEXTS = 4
 """Texts that the ranking is measured on: it runs the graph once per MatMul, and a handful already orders them."""
@@ -99,7 +99,7 @@ def build_candidate(
     graph: Path,
     calibration: CalibrationData,
     *,
-    weight_bits: int,
+    weights: WeightFormat,
     folder: Path,
 ) -> BuiltCandidate:
     """Quantize one float graph as a rung of the ladder says.
@@ -108,7 +108,7 @@ def build_candidate(
         rung: what to do.
         graph: the float graph; it is not changed.
         calibration: of this graph, statistics from :func:`gather_statistics`; may be empty only if the rung needs none.
-        weight_bits: 7 for targets where u8 x s8 products saturate; the scheme weight-only has bits of its own.
+        weights: how the target wants them stored; the scheme weight-only has bits of its own.
         folder: receives ``model.onnx``; scratch files are removed again.
 
     Raises:
@@ -118,10 +118,10 @@ def build_candidate(
     prepared = prepare_graph(rung, graph, calibration, scratch=scratch)
     ranking: list[tuple[str, float]] = []
     if rung.keep_float:
-        switched = switched_graph(rung, prepared, weight_bits=weight_bits, workdir=scratch)
+        switched = switched_graph(rung, prepared, weights=weights, workdir=scratch)
         ranking = rank_by_sensitivity(switched, first_texts(calibration.batches))[: rung.keep_float]
     kept_float = (*ranking, *((name, 0.0) for name in rung.float_matmuls))
-    built = quantize_graph(rung, prepared, kept_float, weight_bits=weight_bits, folder=folder)
+    built = quantize_graph(rung, prepared, kept_float, weights=weights, folder=folder)
     if rung.cache_bits is not None:
         quantize_cache(built.path, graph, calibration.batches, rung.cache_bits)
     shutil.rmtree(scratch, ignore_errors=True)
@@ -166,18 +166,15 @@ def _rotate(rung: Rung, model: onnx_ir.Model, graph: Path) -> tuple[str, ...]:
     return tuple(name for name in names if parts[name] != "head")
 
 
-def switched_graph(rung: Rung, prepared: PreparedGraph, *, weight_bits: int, workdir: Path) -> SwitchedGraph:
-    """The prepared graph with every MatMul switchable, in the rung's scheme; ``weight_bits`` as for :func:`build_candidate`."""
-    trips: RoundTrips
-    if rung.scheme == "weight-only":
-        trips = BlockwiseTrips(rung)
-    else:
-        trips = EightBitTrips(prepared.ranges, weight_bits, rung.per_channel)
+def switched_graph(rung: Rung, prepared: PreparedGraph, *, weights: WeightFormat, workdir: Path) -> SwitchedGraph:
+    """The prepared graph with every MatMul switchable, in the rung's scheme; ``weights`` as for :func:`build_candidate`."""
+    eight_bit: RoundTrips = EightBitTrips(prepared.ranges, weights, rung.per_channel)
+    trips = BlockwiseTrips(rung) if rung.scheme == "weight-only" else eight_bit
     return SwitchedGraph(prepared.model, prepared.matmuls, trips, workdir=workdir)
 
 
 def quantize_graph(
-    rung: Rung, prepared: PreparedGraph, kept_float: Sequence[tuple[str, float]], *, weight_bits: int, folder: Path
+    rung: Rung, prepared: PreparedGraph, kept_float: Sequence[tuple[str, float]], *, weights: WeightFormat, folder: Path
 ) -> BuiltCandidate:
     """Write the prepared graph with all MatMuls but ``kept_float`` (names with their measured errors) quantized to ``folder``."""
     _check_known(rung, prepared)
@@ -195,16 +192,16 @@ def quantize_graph(
             hint="leave the rung out of the ladder, the float graph competes anyway",
         )
     if rung.scheme == "weight-only":
-        path = _write_weight_only(rung, prepared, nodes, folder, saturates=weight_bits == 7)
+        path = _write_weight_only(rung, prepared, nodes, folder, saturates=weights.for_saturating_target)
         return BuiltCandidate(path, tuple(nodes), tuple(kept_float), prepared.split)
     scratch = folder / "scratch"
     source = _save_prepared(prepared.model, scratch)
     output = folder / GRAPH_NAME
     with _quiet():
         if prepared.ranges is None:
-            _quantize_dynamic(rung, source, nodes, output, weight_bits=weight_bits)
+            _quantize_dynamic(rung, source, nodes, output, weights=weights)
         else:
-            _quantize_static(rung, source, nodes, prepared.ranges, output, weight_bits=weight_bits)
+            _quantize_static(rung, source, nodes, prepared.ranges, output, weights=weights)
     shutil.rmtree(scratch, ignore_errors=True)
     if blockwise:
         write_blocks(rung, output, blockwise, folder)
@@ -280,7 +277,7 @@ def _save_prepared(model: onnx_ir.Model, folder: Path) -> Path:
     return path
 
 
-def _quantize_dynamic(rung: Rung, source: Path, nodes: Sequence[str], output: Path, *, weight_bits: int) -> None:
+def _quantize_dynamic(rung: Rung, source: Path, nodes: Sequence[str], output: Path, *, weights: WeightFormat) -> None:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     operators = ["MatMul", *(["Gather"] if rung.quantize_embeddings else [])]
@@ -290,15 +287,21 @@ def _quantize_dynamic(rung: Rung, source: Path, nodes: Sequence[str], output: Pa
         op_types_to_quantize=operators,
         nodes_to_quantize=[*nodes, *(embedding_lookups(load_graph(source)) if rung.quantize_embeddings else [])],
         per_channel=rung.per_channel,
-        reduce_range=weight_bits == 7,
-        weight_type=QuantType.QInt8,
+        reduce_range=weights.bits == 7,
+        weight_type=QuantType.QUInt8 if weights.unsigned else QuantType.QInt8,
         use_external_data_format=_large(source),
-        extra_options={"MatMulConstBOnly": True},
+        extra_options={"MatMulConstBOnly": True, "WeightSymmetric": True},
     )
 
 
 def _quantize_static(
-    rung: Rung, source: Path, nodes: Sequence[str], ranges: Mapping[str, tuple[float, float]], output: Path, *, weight_bits: int
+    rung: Rung,
+    source: Path,
+    nodes: Sequence[str],
+    ranges: Mapping[str, tuple[float, float]],
+    output: Path,
+    *,
+    weights: WeightFormat,
 ) -> None:
     """QDQ with the ranges that we observed ourselves (onnxruntime's calibrators keep every activation in memory)."""
     import onnx
@@ -312,14 +315,14 @@ def _quantize_static(
     quantizer = QDQQuantizer(
         onnx.load(str(source)),
         rung.per_channel,
-        weight_bits == 7,
-        QuantType.QInt8,
+        weights.bits == 7,
+        QuantType.QUInt8 if weights.unsigned else QuantType.QInt8,
         QuantType.QUInt8,
         TensorsData(CalibrationMethod.MinMax, limits),
         list(nodes),
         [],
         ["MatMul"],
-        {"MatMulConstBOnly": True, "OpTypesToExcludeOutputQuantization": ["MatMul"]},
+        {"MatMulConstBOnly": True, "WeightSymmetric": True, "OpTypesToExcludeOutputQuantization": ["MatMul"]},
     )
     quantizer.quantize_model()
     quantizer.model.save_model_to_file(str(output), _large(source))

@@ -20,6 +20,8 @@ from hfaccel.runtime.session import GraphSession
 if TYPE_CHECKING:
     import onnx_ir
 
+    from hfaccel.recipe.schema import WeightFormat
+
 FLAGS = "quantize_flags"
 _ACTIVATION_LEVELS = 255
 _SMALLEST_SCALE = 1e-12
@@ -44,19 +46,21 @@ class EightBitTrips:
 
     Attributes:
         ranges: of the activations by name, for static quantization; None quantizes with the range of each call (dynamic).
-        weight_bits: 7 or 8.
+        weights: how they are stored.
         per_channel: one scale per output channel of a weight, else one for all of it.
     """
 
     ranges: Mapping[str, tuple[float, float]] | None
-    weight_bits: int
+    weights: WeightFormat
     per_channel: bool
 
     def weight(self, weight: np.ndarray) -> np.ndarray:
         """See :meth:`RoundTrips.weight`; symmetric around zero."""
         largest = np.abs(weight).max(axis=0) if self.per_channel else np.abs(weight).max()
-        scale = np.maximum(largest / (2 ** (self.weight_bits - 1) - 1), _SMALLEST_SCALE)
-        return np.asarray(np.round(weight / scale) * scale, dtype=np.float32)
+        highest = 2 ** (self.weights.bits - 1) - 1
+        # Unsigned levels reach from -128 to 127, and half a step more on either side is what they are stretched over.
+        scale = np.maximum(largest / (highest + 0.5 * self.weights.unsigned), _SMALLEST_SCALE)
+        return np.asarray(np.minimum(np.round(weight / scale), highest) * scale, dtype=np.float32)
 
     def activation(self, model: onnx_ir.Model, matmul: onnx_ir.Node) -> list[onnx_ir.Node]:
         """See :meth:`RoundTrips.activation`."""

@@ -5,9 +5,10 @@ Unknown keys are errors (``extra="forbid"``): an ignored typo would ship an unqu
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from hfaccel.artifact.contract import Engine, GraphOptimization, InferencePrecision, Precision, SessionSettings
 
@@ -232,12 +233,33 @@ _QUANTIZATION_FIELDS = frozenset(Rung.model_fields) - _SESSION_FIELDS - {"name",
 _WEIGHT_ONLY_FIELDS = frozenset({"weight_only_bits", "block_size", "symmetric", "method", "eight_bit", "rotate", "prompt_graph"})
 
 
+@dataclass(frozen=True)
+class WeightFormat:
+    """How the schemes dynamic and static store a weight.
+
+    Attributes:
+        bits: 7 keeps sums of two u8 x s8 products inside 16 bits, at half the precision.
+        unsigned: 8 bits around 128. Where such products saturate the kernel for u8 x u8 widens first: it is exact, and a tenth slower.
+    """
+
+    bits: Literal[7, 8] = 8
+    unsigned: bool = False
+
+    @property
+    def for_saturating_target(self) -> bool:
+        """Whether it was chosen because products with signed weights of 8 bits saturate."""
+        return self.unsigned or self.bits == 7
+
+
 class QuantizeSection(Section):
     """Stage 4: the ladder of candidates. A ``precision`` other than ``auto`` leaves only rungs of that precision."""
 
     enabled: bool
     precision: Precision | Literal["auto"]
-    weight_bits: Literal[7, 8] = Field(description="7 where u8 x s8 products saturate (CPUs without VNNI)")
+    weight_bits: Literal[7, 8] = Field(
+        description="7 keeps u8 x s8 products from saturating on CPUs without VNNI, at a loss of precision"
+    )
+    unsigned_weights: bool = Field(description="store weights unsigned: exact on CPUs without VNNI; set for such targets")
     calibration_examples: int = Field(ge=8, le=4096)
     engines: tuple[Engine, ...] | Literal["auto"] = Field(
         description="engines that may compete; auto: onnxruntime, and where candidates are timed whatever else is installed"
@@ -248,6 +270,17 @@ class QuantizeSection(Section):
         "or such a rung is at least a fifth faster (needed), or whenever it is faster than the best that holds it (thorough)"
     )
     search_seconds: float = Field(gt=0, description="when the search ends with the best found so far")
+
+    @model_validator(mode="after")
+    def _one_remedy(self) -> QuantizeSection:
+        if self.unsigned_weights and self.weight_bits == 7:
+            raise ValueError("unsigned_weights need no 7 bits: weight_bits must be 8")
+        return self
+
+    @property
+    def weights(self) -> WeightFormat:
+        """How weights are stored."""
+        return WeightFormat(self.weight_bits, self.unsigned_weights)
 
 
 class AccuracySection(Section):

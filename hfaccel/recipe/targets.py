@@ -23,7 +23,7 @@ class TargetProfile:
         machine: instruction set family (``x86_64``, ``aarch64``); empty when any will do.
         features: CPU features that the profile requires, named as archspec names them.
         int8_dot: whether 8 bit dot products add up in 32 bit (VNNI, AMX, dotprod).
-        saturates: whether u8 x s8 products saturate in 16 bit, so that weights must have 7 bits.
+        saturates: whether u8 x s8 products saturate in 16 bit, so that weights must be unsigned or have 7 bits.
         bf16: whether bfloat16 matrix products run in hardware.
         provider: execution provider of onnxruntime.
     """
@@ -165,8 +165,8 @@ def resolve_target(name: str) -> tuple[TargetProfile, bool]:
 
 def adapt_recipe(recipe: Recipe, target: TargetProfile) -> tuple[Recipe, tuple[str, ...]]:
     """The recipe as it must be for a target, and a notice for each change."""
-    if not target.saturates or recipe.quantize.weight_bits == 7 or not recipe.quantize.enabled:
+    quantize = recipe.quantize
+    if not target.saturates or quantize.weights.for_saturating_target or not quantize.enabled:
         return recipe, ()
-    quantize = recipe.quantize.model_copy(update={"weight_bits": 7})
-    notice = f"target {target.name}: weights get 7 bits, because 8 bit products saturate on CPUs without VNNI"
-    return recipe.model_copy(update={"quantize": quantize}), (notice,)
+    notice = f"target {target.name}: weights are unsigned, because 8 bit products with signed ones saturate on CPUs without VNNI"
+    return recipe.model_copy(update={"quantize": quantize.model_copy(update={"unsigned_weights": True})}), (notice,)

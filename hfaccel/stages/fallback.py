@@ -112,11 +112,11 @@ def _search(
     deadline: float,
     ctx: StageContext,
 ) -> Iterator[Candidate]:
-    weight_bits = ctx.recipe.quantize.weight_bits
+    weights = ctx.recipe.quantize.weights
     name, scratch = missed.name + FALLBACK_SUFFIX, ctx.workdir / "scratch"
     candidate = replace(missed, name=name, graph="", timings=(), speedup=1.0, verdict=None, reason=None, detail="")
     prepared = prepare_graph(rung, float_graphs(ctx)[rung.graph].graph_path, calibration, scratch=scratch)
-    switched = switched_graph(rung, prepared, weight_bits=weight_bits, workdir=scratch)
+    switched = switched_graph(rung, prepared, weights=weights, workdir=scratch)
     journal = Journal(ctx.journal, rung.quantization().model_dump_json())  # rungs that quantize alike share their findings
     blocks = _blocks(rung, prepared, ctx)
     by_block = f", in {len(blocks)} blocks first" if len(blocks) < len(prepared.matmuls) else ""
@@ -170,7 +170,7 @@ def _confirmed(
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         kept_float = [(matmul, errors[matmul]) for matmul in kept]
-        built = quantize_graph(rung, prepared, kept_float, weight_bits=ctx.recipe.quantize.weight_bits, folder=folder)
+        built = quantize_graph(rung, prepared, kept_float, weights=ctx.recipe.quantize.weights, folder=folder)
         finding = examiner.examine(open_graph(built.path, candidate.session), error_share=found.error_share)
         if finding.reason is None or len(spare) <= 1:  # with none in 8 bit it would be the float graph
             break

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from hfaccel.recipe.targets import TargetProfile
 
 NAME: StageName = "quantize"
-REVISION = 12
+REVISION = 13
 LIBRARIES = ("onnx", "onnx-ir", "onnxruntime", "openvino", "tokenizers", "numpy")
 
 GRAPHS = "graphs"
@@ -223,7 +223,7 @@ def _graph(rung: Rung, number: int, calibration: CalibrationData, floating: Path
     folder = ctx.workdir / GRAPHS / str(number)
     shutil.rmtree(folder, ignore_errors=True)  # of a rung that failed
     folder.mkdir(parents=True)
-    return build_candidate(rung, floating, calibration, weight_bits=ctx.recipe.quantize.weight_bits, folder=folder)
+    return build_candidate(rung, floating, calibration, weights=ctx.recipe.quantize.weights, folder=folder)
 
 
 def _race(floats: Mapping[str, Entrant], built: Sequence[Candidate], ctx: StageContext) -> RaceResult:

@@ -18,7 +18,7 @@ from hfaccel.evaluate.cached_decoding import PromptThenSteps, empty_past
 from hfaccel.quant.build import CalibrationData, build_candidate
 from hfaccel.quant.prompt_graph import round_channels, write_prompt_graph
 from hfaccel.quant.weight_only import store_in_blocks
-from hfaccel.recipe.schema import Rung
+from hfaccel.recipe.schema import Rung, WeightFormat
 from hfaccel.rewrites.drop_unused import drop_unused
 from hfaccel.rewrites.graphs import graph_bytes, load_graph, new_initializer, save_graph
 from hfaccel.rewrites.last_token_logits import all_token_logits
@@ -168,7 +168,7 @@ def folder(llama: Path, tmp_path_factory: pytest.TempPathFactory, request: pytes
         prompt_graph=True,
     )
     assert rung.contradictions() == ()
-    built = build_candidate(rung, llama, calibration(), weight_bits=8, folder=made)
+    built = build_candidate(rung, llama, calibration(), weights=WeightFormat(), folder=made)
     assert built.path.with_name(PROMPT_GRAPH_NAME).is_file()
     return made
 

@@ -23,7 +23,7 @@ from hfaccel.evaluate.cached_decoding import POSITION_IDS, empty_past
 from hfaccel.pipeline import CompileResult
 from hfaccel.quant.build import CalibrationData, build_candidate
 from hfaccel.quant.quantize_cache import cache_scales, quantize_cache, why_no_quantized_cache
-from hfaccel.recipe.schema import Rung
+from hfaccel.recipe.schema import Rung, WeightFormat
 from hfaccel.rewrites.drop_unused import drop_unused
 from hfaccel.rewrites.graphs import copy_graph, load_graph, save_graph
 from hfaccel.rewrites.pack_gate_up import pack_gate_up
@@ -220,7 +220,7 @@ def test_it_goes_with_a_graph_for_prompts(llama: Way, tmp_path: Path) -> None:
     rung = Rung(
         name="all", scheme="weight-only", graph="fused", block_size=64, rotate=True, prompt_graph=True, cache_bits=8
     )  # fmt: skip
-    built = build_candidate(rung, llama[32], CalibrationData(calibration(), {}), weight_bits=8, folder=tmp_path)
+    built = build_candidate(rung, llama[32], CalibrationData(calibration(), {}), weights=WeightFormat(), folder=tmp_path)
     assert built.path.with_name(PROMPT_GRAPH_NAME).is_file()
     rows = prompts(3 * PROMPT_TOKENS, PROMPT_TOKENS)
     ours, exact = (open_decoder(graph).prefill(rows, room=2) for graph in (built.path, llama[32]))
@@ -236,7 +236,7 @@ def test_it_goes_with_weights_of_4_bits_by_gptq(llama: Way, tmp_path: Path, bits
     rung = Rung(
         name="small", scheme="weight-only", graph="fused", weight_only_bits=4, block_size=32, symmetric=False, method="gptq", cache_bits=bits
     )  # fmt: skip
-    built = build_candidate(rung, llama[32], CalibrationData(calibration(), {}), weight_bits=8, folder=tmp_path)
+    built = build_candidate(rung, llama[32], CalibrationData(calibration(), {}), weights=WeightFormat(), folder=tmp_path)
     ours, exact = (open_decoder(graph).prefill(prompts(30)) for graph in (built.path, llama[32]))
     assert likeness(ours.logits, exact.logits) > 0.8
     assert ours.cache.bytes * (32 // bits) == exact.cache.bytes

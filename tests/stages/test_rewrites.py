@@ -17,6 +17,7 @@ from hfaccel.quant.scheme import matmul_sites
 from hfaccel.quant.sensitivity import rank_by_sensitivity
 from hfaccel.quant.smooth import smooth_activations, smoothing_scale
 from hfaccel.quant.switches import EightBitTrips, SwitchedGraph
+from hfaccel.recipe.schema import WeightFormat
 from hfaccel.rewrites.graphs import load_graph, save_graph
 from hfaccel.rewrites.last_layer_pooled_token import run_last_layer_for_pooled_token
 from hfaccel.rewrites.name_symbols import name_symbols
@@ -156,7 +157,7 @@ def test_statistics_follow_the_rewrites(graph: Path, tmp_path: Path) -> None:
 def test_the_outlier_product_is_the_most_sensitive(graph: Path, tmp_path: Path) -> None:
     model = load_graph(graph)
     names = [site.node for site in matmul_sites(model)]
-    switched = SwitchedGraph(model, names, EightBitTrips(None, 8, per_channel=True), workdir=tmp_path)
+    switched = SwitchedGraph(model, names, EightBitTrips(None, WeightFormat(), per_channel=True), workdir=tmp_path)
     ranking = rank_by_sensitivity(switched, [feeds(5)])
     block = feed_forward_blocks(model)[0]
     assert ranking[0][0] == block.down.name

@@ -15,7 +15,7 @@ from hfaccel.quant.build import CalibrationData, build_candidate
 from hfaccel.quant.gptq import compensated
 from hfaccel.quant.moments import MOST_BYTES, grouped, second_moments
 from hfaccel.quant.weight_only import quantize_weight
-from hfaccel.recipe.schema import Rung
+from hfaccel.recipe.schema import Rung, WeightFormat
 from hfaccel.rewrites.graphs import load_graph, new_initializer, save_graph
 
 
@@ -124,7 +124,7 @@ def test_parts_named_by_the_rung_have_eight_bits(tmp_path: Path, batches: list[d
     graph = two_products(tmp_path / "graph")
     (tmp_path / "out").mkdir()
     wanted = rung(eight_bit=("attention",))
-    built = build_candidate(wanted, graph, CalibrationData(batches, {}), weight_bits=8, folder=tmp_path / "out")
+    built = build_candidate(wanted, graph, CalibrationData(batches, {}), weights=WeightFormat(), folder=tmp_path / "out")
     bits = {node.name: node.attributes.get_int("bits") for node in load_graph(built.path).graph if node.op_type == "MatMulNBits"}
     assert bits == {"product_0": 8, "product_1": 4}
 

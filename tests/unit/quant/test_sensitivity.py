@@ -22,6 +22,7 @@ from hfaccel.quant.sensitivity import (
     squared_error,
 )
 from hfaccel.quant.switches import EightBitTrips, SwitchedGraph
+from hfaccel.recipe.schema import WeightFormat
 from hfaccel.rewrites.graphs import new_initializer
 
 LAYERS, PER_LAYER, HIDDEN = 10, 6, 16
@@ -91,7 +92,7 @@ def graph_with(
 ) -> CountingGraph:
     """The graph in 8 bit with ordinary ranges, and for the fragile MatMuls ranges so many times too wide."""
     ranges = {activation_of(name): tuple(bound * fragile.get(name, 1.0) for bound in ORDINARY) for name in names}
-    graph = CountingGraph(model, names, EightBitTrips(ranges, weight_bits=8, per_channel=True), workdir=folder)
+    graph = CountingGraph(model, names, EightBitTrips(ranges, WeightFormat(), per_channel=True), workdir=folder)
     graph.runs, graph.lifetime = [], lifetime
     return graph
 

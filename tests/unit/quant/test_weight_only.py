@@ -19,7 +19,7 @@ from hfaccel.artifact.contract import SessionSettings
 from hfaccel.errors import RecipeError
 from hfaccel.quant.build import BuiltCandidate, CalibrationData, build_candidate, prepare_graph, switched_graph
 from hfaccel.quant.weight_only import BlockwiseWeight, quantize_weight
-from hfaccel.recipe.schema import Rung
+from hfaccel.recipe.schema import Rung, WeightFormat
 from hfaccel.rewrites.graphs import load_graph, new_initializer, save_graph
 from hfaccel.runtime.engines import open_graph
 from hfaccel.runtime.session import GraphSession
@@ -62,7 +62,7 @@ def product_graph(weights: Sequence[np.ndarray], folder: Path) -> Path:
 
 def build(made: Rung, graph: Path, folder: Path) -> BuiltCandidate:
     folder.mkdir(parents=True)
-    return build_candidate(made, graph, NOTHING, weight_bits=8, folder=folder)
+    return build_candidate(made, graph, NOTHING, weights=WeightFormat(), folder=folder)
 
 
 def answer(path: Path, **feeds: np.ndarray) -> np.ndarray:
@@ -163,7 +163,7 @@ def test_trials_of_a_search_predict_the_kernel(inputs: int, fields: Mapping[str,
     x[:, 7] *= 30
     graph, made = product_graph(weights, tmp_path / "float"), rung(**fields)
     prepared = prepare_graph(made, graph, NOTHING, scratch=tmp_path / "scratch")
-    switched = switched_graph(made, prepared, weight_bits=8, workdir=tmp_path / "switched")
+    switched = switched_graph(made, prepared, weights=WeightFormat(), workdir=tmp_path / "switched")
     exact = answer(graph, x=x)
     np.testing.assert_allclose(next(iter(switched.run({"x": x}).values())), exact, atol=1e-5)
     switched.switch_on(prepared.matmuls)
@@ -187,7 +187,7 @@ def test_a_trial_of_one_product_is_the_kernel_but_for_the_order_of_summation(
     with TemporaryDirectory() as name:
         folder = Path(name)
         prepared = prepare_graph(made, product_graph([weight], folder / "float"), NOTHING, scratch=folder / "scratch")
-        switched = switched_graph(made, prepared, weight_bits=8, workdir=folder / "switched")
+        switched = switched_graph(made, prepared, weights=WeightFormat(), workdir=folder / "switched")
         switched.switch_on(("product_0",))
         predicted = next(iter(switched.run({"x": x}).values()))
     real = compute(made, weight, x)
@@ -288,7 +288,9 @@ def test_smoothing_may_come_before(tmp_path: Path) -> None:
     graph = product_graph([weight], tmp_path / "float")
     statistics = {"x": ActivationStatistics(np.minimum(x.min(axis=0), 0), np.maximum(x.max(axis=0), 0))}
     (tmp_path / "out").mkdir()
-    built = build_candidate(rung(smooth=0.5), graph, CalibrationData([], statistics), weight_bits=8, folder=tmp_path / "out")
+    built = build_candidate(
+        rung(smooth=0.5), graph, CalibrationData([], statistics), weights=WeightFormat(), folder=tmp_path / "out"
+    )
     assert operators(built.path) == {"x_smoothed": "Mul", "product_0": "MatMulNBits"}
     exact = x @ weight
     assert np.linalg.norm(answer(built.path, x=x) - exact) < 0.02 * np.linalg.norm(exact)
@@ -298,7 +300,7 @@ def test_logging_of_the_process_is_left_alone() -> None:
     code = """
 import logging, numpy
 from hfaccel.quant.weight_only import quantize_weight
-from hfaccel.recipe.schema import Rung
+from hfaccel.recipe.schema import Rung, WeightFormat
 rung = Rung(name="blocks", scheme="weight-only", graph="optimized", symmetric=False, method="k-quant")
 quantize_weight(numpy.ones((64, 64), dtype=numpy.float32), rung)
 assert (logging.root.handlers, logging.root.level) == ([], logging.WARNING)
