@@ -144,9 +144,7 @@ class CachedDecoding:
         self, ids: np.ndarray, mask: np.ndarray, positions: np.ndarray, past: Mapping[str, np.ndarray]
     ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         feeds = {"input_ids": np.ascontiguousarray(ids), "attention_mask": mask, POSITION_IDS: positions.astype(np.int64)}
-        outputs = self._graph.run({**feeds, **past, **self._fixed})
-        logits = outputs.pop("logits")
-        return logits, {name.replace("present.", "past_key_values."): value for name, value in outputs.items()}
+        return _logits_and_past(self._graph.run({**feeds, **past, **self._fixed}))
 
 
 class PromptThenSteps:
@@ -170,12 +168,18 @@ class PromptThenSteps:
         own = {name: feeds[name] for name in self.input_names}
         first = {name: np.ascontiguousarray(value[:, :half]) for name, value in own.items()}
         read = self._prompts.run({**first, **empty_past(1, self._settings, self._prompts)})
-        found = [read.pop("logits")]
+        logits, past = _logits_and_past(read)
+        found = [logits]
         if half < own["input_ids"].shape[1]:
-            past = {name.replace("present.", "past_key_values."): value for name, value in read.items()}
             rest = {name: np.ascontiguousarray(value[:, half:]) for name, value in own.items()}
             found.append(self._steps.run({**rest, "attention_mask": own["attention_mask"], **past})["logits"])
         return {"logits": np.concatenate(found, axis=1)}
+
+
+def _logits_and_past(outputs: Mapping[str, np.ndarray]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """The logits of a run, and its present as the past of the next one."""
+    past = {name.replace("present.", "past_key_values."): value for name, value in outputs.items() if name != "logits"}
+    return outputs["logits"], past
 
 
 def empty_past(batch: int, settings: GenerationSettings, reader: Runner | None = None) -> dict[str, np.ndarray]:

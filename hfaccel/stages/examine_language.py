@@ -125,13 +125,14 @@ class LanguageExaminer:
         reader = runner if prompts is None else PromptThenSteps(prompts, runner, self._settings)
         scores: list[WindowScores] = []
         divergences: list[Divergence] = []
-        for (window, logits), kept in zip(_logits(reader, windows, self._settings), self._kept, strict=False):
+        for (window, logits), kept in zip(_logits(reader, windows, self._settings), self._kept[: len(windows)], strict=True):
             scores.append(score_window(logits, window))
             divergences.append(divergence(kept.logits, logits[kept.positions]))
         loss = compare_scores(self._source[: len(scores)], scores, divergences)
         known = self._own if loss.non_finite == 0 else None
         written = known.loss(answers) if known is not None and answers is not None else None
-        return finding_of(loss, written, self._batch_cosine(prompts or runner), self._limits, what="a prompt")
+        worst = min(self._batch_cosine(graph) for graph in (runner, prompts) if graph is not None)
+        return finding_of(loss, written, worst, self._limits, what="a prompt")
 
     def path_prompts(self) -> list[PathPrompt]:
         """At most 8 beginnings for the models to continue, of as many texts as there are: a prompt, or the start of a window."""

@@ -1,4 +1,4 @@
-"""Scaling what products read changes no answer of a decoder, and every way to round in blocks compiles."""
+"""Scaling what products read changes no answer of a decoder, and every way to round in blocks makes a graph."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ import transformers
 from hfaccel.artifact.generation import GenerationSettings
 from hfaccel.evaluate.cached_decoding import empty_past
 from hfaccel.quant.awq import scale_by_activations
+from hfaccel.quant.build import CalibrationData, build_candidate
 from hfaccel.quant.scheme import matmul_sites
-from hfaccel.recipe.schema import Rung
+from hfaccel.recipe.schema import Rung, WeightFormat
 from hfaccel.rewrites.drop_unused import drop_unused
 from hfaccel.rewrites.graphs import load_graph, save_graph
 from hfaccel.rewrites.pack_gate_up import pack_gate_up
@@ -24,7 +25,6 @@ from hfaccel.stages.exporters import quiet_exporters
 
 WORDS, LAYERS, CHANNELS = 90, 2, 96
 OUTLIERS = 5, 50
-OFF_TARGET = "cpu-avx512-vnni"
 SIZES = {
     "vocab_size": WORDS,
     "hidden_size": CHANNELS,
@@ -97,3 +97,21 @@ def test_scaling_changes_no_answer(model_type: str, packed: bool, expected: int,
     after = GraphSession(save_graph(model, tmp_path / "scaled")).run(data)["logits"]
     assert scaled == expected
     np.testing.assert_allclose(after, before, atol=1e-4 * np.abs(before).max())
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_graph("llama", tmp_path_factory.mktemp("llama"), packed=True)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_way_to_round_makes_a_graph_that_answers_nearly_the_same(method: str, llama: Path, tmp_path: Path) -> None:
+    data = some_feeds(2)
+    fields = {"weight_only_bits": 4, "block_size": 32, "symmetric": False, "method": method, "eight_bit": ("head",)}
+    rung = Rung(name="four", scheme="weight-only", graph="fused", **fields)  # type: ignore[arg-type]
+    built = build_candidate(rung, llama, CalibrationData([data], {}), weights=WeightFormat(), folder=tmp_path)
+    operators = [node.op_type for node in load_graph(built.path).graph]
+    assert operators.count("MatMulNBits") == len(built.quantized) == 4 * LAYERS + 1
+    assert "MatMul" not in operators
+    before, after = (GraphSession(path).run(data)["logits"].ravel() for path in (llama, built.path))
+    assert np.corrcoef(before, after)[0, 1] > 0.9
