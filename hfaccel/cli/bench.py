@@ -82,7 +82,10 @@ def bench(
     graph_only: Annotated[bool, typer.Option("--graph-only", help="Time only the graph, on ready-made token ids.")] = False,
     stream: Annotated[
         Path | None,
-        typer.Option(help="Time all texts of this file in its order: one a line (.txt), or CSV, TSV, JSONL, Parquet."),
+        typer.Option(
+            help="Time all texts of this file in its order: one a line (.txt), or CSV, TSV, JSONL, Parquet. Text generation: "
+            "time whole requests too, whose prompts are the beginnings of the first texts."
+        ),
     ] = None,
     batch: Annotated[
         int | None,
@@ -128,7 +131,9 @@ def bench(
 
     hfaccel bench OUT --against torch,onnxruntime-genai=FOLDER --workload 128+128
 
-    hfaccel bench OUT --ladder --workload 128+128 --plot way.svg
+    hfaccel bench OUT --against torch --workload 128+128 --stream texts.txt
+
+    hfaccel bench OUT --ladder --workload 128+128 --stream texts.txt --plot way.svg
 
     Where OUT is an encoder-decoder, of text or of speech:
 
@@ -151,11 +156,13 @@ def bench(
     source = model or _source_of(manifest)
     task = _task(manifest)
     only_for_texts = {"--end-to-end": end_to_end, "--graph-only": graph_only}
-    only_for_texts |= {"--stream": stream is not None, "--calibration": calibration is not None}
+    only_for_texts |= {"--calibration": calibration is not None}
     request = BenchRequest(artifact, manifest, workload, source, threads, seconds, plot, trust_remote_code)
     engines = _DEFAULT_PEER if against is None else against
     if task in _ENCODER_DECODERS:
-        bench_encoder_decoder(output, request, engines, data=data, refused={**only_for_texts, "--ladder": ladder})
+        bench_encoder_decoder(
+            output, request, engines, data=data, refused={**only_for_texts, "--stream": stream is not None, "--ladder": ladder}
+        )
         return
     _refuse_data(data, artifact)
     if ladder:
@@ -163,12 +170,11 @@ def bench(
     if task == "text-generation":
         ladder_requests = (batch or _LADDER_REQUESTS) if ladder else None
         only_for_texts["--batch"] = batch is not None and not ladder
-        bench_generation_model(output, request, engines, ladder_requests=ladder_requests, refused=only_for_texts)
+        bench_generation_model(output, request, engines, stream=stream, ladder_requests=ladder_requests, refused=only_for_texts)
         return
     if ladder:
-        not_timed = {name: is_given for name, is_given in only_for_texts.items() if name != "--stream"}
         bench_encoder_ladder(
-            output, request, stream, batch or _STREAM_BATCH, refused={**not_timed, "--workload": workload is not None}
+            output, request, stream, batch or _STREAM_BATCH, refused={**only_for_texts, "--workload": workload is not None}
         )
         return
     wanted = _DEFAULT_WORKLOAD if workload is None and stream is None else workload

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hfaccel.cli.bench_frame import BenchRequest, bench_context, draw_plot, load_source, machine_title, stopwatch
@@ -17,11 +18,19 @@ if TYPE_CHECKING:
 
 _DEFAULT_WORKLOAD = "128+128"
 _CHECK_PROMPTS = 8
+_TEXTS = 4
+"""Whole requests of a run: the slowest engine may need ten seconds for one, and runs seven times at least."""
 _MEBIBYTE = 1024 * 1024
 
 
 def bench_generation_model(
-    output: Output, asked: BenchRequest, against: str, *, ladder_requests: int | None, refused: Mapping[str, bool]
+    output: Output,
+    asked: BenchRequest,
+    against: str,
+    *,
+    stream: Path | None,
+    ladder_requests: int | None,
+    refused: Mapping[str, bool],
 ) -> None:
     """Time a model that generates text, as the command line asks.
 
@@ -29,6 +38,7 @@ def bench_generation_model(
         output: where to.
         asked: what is timed.
         against: engines to compare with, as ``--against`` has them; not looked at for the ladder.
+        stream: file of texts that people wrote, whose beginnings are answered as well; None: none are.
         ladder_requests: time the way to the artifact in place of engines, and at its end so many requests together.
         refused: options that mean nothing here -> whether they were given.
 
@@ -43,20 +53,22 @@ def bench_generation_model(
             hint="leave it out; prompt and answer are timed one by one, e.g. --workload 128+128",
         )
     if ladder_requests is not None:
-        bench_decoder_ladder(output, asked, *open_requests(asked), together=ladder_requests)
+        bench_decoder_ladder(output, asked, *open_requests(asked), stream=stream, together=ladder_requests)
     else:
-        _bench_engines(output, asked, against)
+        _bench_engines(output, asked, against, stream)
 
 
-def _bench_engines(output: Output, asked: BenchRequest, against: str) -> None:
+def _bench_engines(output: Output, asked: BenchRequest, against: str, stream: Path | None) -> None:
     """Time prompts and answers of the artifact and its peers, interleaved, and show them."""
     from hfaccel.measure.generation_bench import COLUMNS, run_generation_bench
     from hfaccel.measure.generation_plot import draw_generation
     from hfaccel.measure.peers.decoders import open_decoders, parse_decoder_peers
+    from hfaccel.measure.prompts import prompts_from
     from hfaccel.measure.token_engines import ArtifactEngine
 
     peers = parse_decoder_peers(against)
     requests, model = open_requests(asked)
+    texts = {} if stream is None else {item: prompts_from(stream, model, item.prompt, most=_TEXTS) for item in requests}
     context = bench_context(output, asked)
     engines = open_decoders(
         peers,
@@ -74,6 +86,7 @@ def _bench_engines(output: Output, asked: BenchRequest, against: str) -> None:
         requests,
         vocabulary_size=model.decoder.settings.vocabulary_size,
         watch=stopwatch(output, asked.seconds, failures),
+        prompts={request: [model.encode(text) for text in found] for request, found in texts.items()},
     )
     not_compared = [*engines.absent, *dict.fromkeys(failures)]
     output.result({**context, "not_compared": [item.to_json() for item in not_compared], "rows": [row.to_json() for row in rows]})
@@ -81,7 +94,11 @@ def _bench_engines(output: Output, asked: BenchRequest, against: str) -> None:
     for item in not_compared:
         output.line(f"{item.name}: {item.reason}")
     output.line(f"files: {context['size_bytes'] / _MEBIBYTE:.1f} MiB")
-    draw_plot(output, asked, lambda path, title: draw_generation(rows, path, title=title))
+    draw_plot(
+        output,
+        asked,
+        lambda path, title: draw_generation(rows, path, title=title, parts=tuple(dict.fromkeys(row.part for row in rows))),
+    )
 
 
 def open_requests(asked: BenchRequest) -> tuple[tuple[Request, ...], GenerationModel]:

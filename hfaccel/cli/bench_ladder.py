@@ -51,7 +51,13 @@ def check_ladder(against: str | None) -> None:
 
 
 def bench_decoder_ladder(
-    output: Output, asked: BenchRequest, requests: Sequence[Request], model: GenerationModel, *, together: int
+    output: Output,
+    asked: BenchRequest,
+    requests: Sequence[Request],
+    model: GenerationModel,
+    *,
+    stream: Path | None,
+    together: int,
 ) -> None:
     """Time the way from transformers without a key-value cache to the artifact, and show it.
 
@@ -60,33 +66,38 @@ def bench_decoder_ladder(
         asked: what is timed.
         requests: one.
         model: the artifact, open.
+        stream: file of texts that people wrote, whose beginnings are the prompts; None: everyday words, and no guessed tokens.
         together: requests that the last step answers at once; 1 leaves it out.
 
     Raises:
         UsageError: several requests, or no source to compare with.
+        DataError: the file of texts cannot be read, or is too short.
         SettingsError: the stage cache has lost the float graphs.
     """
     from hfaccel.measure.cached_stages import cached_stages, check_stages
     from hfaccel.measure.ladder import run_ladder
     from hfaccel.measure.ladder_decoder import DecoderWay, decoder_way, python_encoder
+    from hfaccel.measure.prompts import MOST_PROMPTS, prompts_from
     from hfaccel.measure.stopwatch import Stopwatch
 
     if len(requests) != 1:
         raise UsageError("the ladder times one request", where="--workload", hint="give one, e.g. --workload 128+128")
     request = requests[0]
+    prompts = () if stream is None else prompts_from(stream, model, request.prompt, most=max(MOST_PROMPTS, together))
     with cached_stages(asked.manifest) as stages:
         check_stages(stages, asked.manifest, asked.folder)
         context = bench_context(output, asked)
         output.step("opening every step")
         source, module = load_source(asked)
         python = python_encoder(source, asked.folder, model)
-        way = decoder_way(
-            DecoderWay(asked.folder, model, asked.manifest, module.hf_model, stages, request, asked.threads, python, together)
+        steps = DecoderWay(
+            asked.folder, model, asked.manifest, module.hf_model, stages, request, asked.threads, python, prompts, together
         )
+        way = decoder_way(steps)
         _say_timing(output, str(request), len(way.rungs))
         rows = run_ladder(way.rungs, amount=request.new, watch=Stopwatch(asked.seconds))
     what = f"one request: about {request.prompt} tokens of text in, {request.new} new tokens, greedy"
-    asked_for = {"workload": str(request), "together": together}
+    asked_for = {"workload": str(request), "stream": None if stream is None else str(stream), "together": together}
     _show(output, asked, context, _Climbed(rows, way.left_out, "tokens", what, f"{request} tokens", asked_for))
 
 

@@ -60,6 +60,12 @@ def run(
     repetition_penalty: Annotated[float | None, typer.Option(help="Text generation: above 1 against repetition.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="Text generation: text that ends the answer; may be repeated.")] = None,
     seed: Annotated[int | None, typer.Option(help="Text generation, speech: repeats the draws.")] = None,
+    prompt_lookup_num_tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="Text generation: tokens of a single answer guessed in a step at most, default 8; 0 guesses none."
+        ),
+    ] = None,
     num_beams: Annotated[
         int | None, typer.Option(min=1, help="Encoder-decoders: beginnings of an answer that go on side by side.")
     ] = None,
@@ -120,6 +126,7 @@ def run(
         stream,
         system,
         raw,
+        prompt_lookup_num_tokens,
         drawing=_present(drawing),
         hearing=_present(hearing),
         beams=_present({"num_beams": num_beams}),
@@ -141,6 +148,7 @@ class _Wishes:
         stream: as the option.
         system: as the option.
         raw: as the option.
+        prompt_lookup_num_tokens: as the option.
         drawing: options of how tokens are chosen that were given.
         hearing: options of speech that were given.
         beams: options of beams that were given.
@@ -155,6 +163,7 @@ class _Wishes:
     stream: bool
     system: str | None
     raw: bool
+    prompt_lookup_num_tokens: int | None
     drawing: Mapping[str, Any]
     hearing: Mapping[str, Any]
     beams: Mapping[str, Any]
@@ -165,9 +174,10 @@ class _Wishes:
         return {**self.drawing, **_present({"top_k": self.top_k})}
 
     @property
-    def of_chat(self) -> dict[str, bool]:
-        """Options of conversations, and whether they were given."""
-        return {"--system": self.system is not None, "--raw": self.raw}
+    def of_decoders(self) -> dict[str, bool]:
+        """Options of decoders, and whether they were given."""
+        guesses = self.prompt_lookup_num_tokens is not None
+        return {"--system": self.system is not None, "--raw": self.raw, "--prompt-lookup-num-tokens": guesses}
 
     @property
     def of_reading(self) -> dict[str, bool]:
@@ -218,10 +228,11 @@ def _show(output: Output, model: Model | GenerationModel | TextToTextModel | Spe
     from hfaccel.runtime.generation.text_to_text import TextToTextModel
     from hfaccel.runtime.model import Model
 
-    reading, chat, drawing, hearing, beams = wishes.of_reading, wishes.of_chat, wishes.drawing, wishes.hearing, wishes.beams
+    reading, chat, drawing, hearing, beams = wishes.of_reading, wishes.of_decoders, wishes.drawing, wishes.hearing, wishes.beams
     if isinstance(model, GenerationModel):
         _refuse(reading | _options({**hearing, **beams}), model)
-        show_generation(output, model, wishes.given, wishes.draws, system=wishes.system, raw=wishes.raw, stream=wishes.stream)
+        options = {**wishes.draws, **_present({"prompt_lookup_num_tokens": wishes.prompt_lookup_num_tokens})}
+        show_generation(output, model, wishes.given, options, system=wishes.system, raw=wishes.raw, stream=wishes.stream)
     elif isinstance(model, TextToTextModel):
         _refuse(reading | chat | _options(hearing), model)
         show_answers(output, model, wishes.given, {**wishes.draws, **beams}, stream=wishes.stream)

@@ -1,10 +1,11 @@
-"""A compiled decoder against its peers: tokens per second of the prompt and of the answer, in interleaved runs."""
+"""A compiled decoder against its peers: tokens per second of the prompt, of the answer and of whole requests, interleaved."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from hfaccel.errors import UsageError
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from hfaccel.measure.peers.decoders import OpenDecoder, OpenDecoders
     from hfaccel.measure.stopwatch import Stopwatch
 
-Part = Literal["prompt", "answer"]
+Part = Literal["prompt", "answer", "request"]
 PARTS: tuple[Part, ...] = get_args(Part)
 COLUMNS = ("workload", "what", "engine", "tokens/s", "ms/token", "p50 ms", "p95 ms", "speed-up", "at least", "cosine")
 
@@ -29,11 +30,12 @@ class GenerationRow:
 
     Attributes:
         request: prompt and new tokens.
-        part: which of the two was timed, as a whole.
+        part: what was timed, as a whole; of a ``request`` the engine chooses the answer itself, to a text that people wrote.
         engine: its name.
         timing: of the whole part.
         speedup: how many times faster the artifact is; None for the artifact itself.
         likeness: how far its logits are the source's; None where that is not known.
+        texts: how many a run answers, one after the other.
     """
 
     request: Request
@@ -42,11 +44,12 @@ class GenerationRow:
     timing: Timing
     speedup: Speedup | None
     likeness: Likeness | None = None
+    texts: int = 1
 
     @property
     def tokens(self) -> int:
-        """Tokens that a run reads or writes."""
-        return self.request.prompt if self.part == "prompt" else self.request.new
+        """Tokens that a run reads, or writes where it does both."""
+        return self.request.prompt if self.part == "prompt" else self.request.new * self.texts
 
     @property
     def tokens_per_second(self) -> float:
@@ -91,15 +94,19 @@ def run_generation_bench(
     *,
     vocabulary_size: int,
     watch: Stopwatch,
+    prompts: Mapping[Request, Sequence[Sequence[int]]] = MappingProxyType({}),
     seed: int = 0,
 ) -> tuple[GenerationRow, ...]:
     """Time the artifact and its peers in interleaved rounds, all on the same token ids.
+
+    Prompt and answer are timed on random ids, of which no engine can make anything; whole requests only where texts are given.
 
     Args:
         engines: what to time.
         requests: prompt and new tokens; none longer than the model reads.
         vocabulary_size: ids are drawn from ``[0, vocabulary_size)``.
         watch: its seconds are for one part of one request; a peer that fails there has no row.
+        prompts: token ids of texts that people wrote, by request.
         seed: of the ids.
     """
     rows: list[GenerationRow] = []
@@ -107,17 +114,32 @@ def run_generation_bench(
     for request in requests:
         prompt = draw_tokens(request.prompt, vocabulary_size, seed=seed)
         answer = draw_tokens(request.new, vocabulary_size, seed=seed + 1)
-        for part in PARTS:
+        texts = prompts.get(request, ())
+        for part in PARTS if texts else PARTS[:2]:
             watch.on_step(f"timing {request}, {part}: {', '.join(item.label for item in everyone)}")
-            prepare = {item.label: partial(_prepare, item.engine, part, prompt, answer) for item in everyone}
+            if part == "request":
+                prepare = {item.label: partial(_answer_all, item.engine, texts, request.new) for item in everyone}
+            else:
+                prepare = {item.label: partial(_prepare, item.engine, part, prompt, answer) for item in everyone}
             timings = watch.measure(watch.prepared(prepare))
             own = timings[engines.artifact.label]
             for item in everyone:
                 if item.label in timings:
                     speedup = None if item is engines.artifact else compare(timings[item.label], own)
-                    rows.append(GenerationRow(request, part, item.label, timings[item.label], speedup, item.likeness))
+                    count = len(texts) if part == "request" else 1
+                    rows.append(GenerationRow(request, part, item.label, timings[item.label], speedup, item.likeness, count))
     return tuple(rows)
 
 
 def _prepare(engine: TokenEngine, part: Part, prompt: Sequence[int], answer: Sequence[int]) -> Callable[[], None]:
     return engine.read(prompt) if part == "prompt" else engine.write(prompt, answer)
+
+
+def _answer_all(engine: TokenEngine, prompts: Sequence[Sequence[int]], new_tokens: int) -> Callable[[], None]:
+    runs = [engine.answer(prompt, new_tokens) for prompt in prompts]
+
+    def run() -> None:
+        for answer in runs:
+            answer()
+
+    return run

@@ -14,7 +14,7 @@ from hfaccel.measure.ladder import RUST_TOKENIZER, LeftOut, Rung, Share, Way, in
 from hfaccel.measure.workload import Point, make_texts
 from hfaccel.runtime.generation.decoder import Decoder
 from hfaccel.runtime.generation.model import GenerationModel
-from hfaccel.runtime.generation.sampling import SamplingSettings
+from hfaccel.runtime.generation.sampling import PROMPT_LOOKUP_NUM_TOKENS, SamplingSettings
 
 if TYPE_CHECKING:
     from hfaccel.artifact.artifact import Artifact
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _STEPS_AT_A_LENGTH = 4
 _LENGTHS = 3
+_GUESSED = "tokens guessed ahead (prompt lookup)"
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class DecoderWay:
         request: tokens of the prompt, about, and new ones.
         threads: that every step may use.
         python: ids of a text as a tokenizer in Python gives them, or why there is none, in one line.
+        prompts: texts that people wrote, each of about as many tokens as the request; none: everyday words stand in, and the step
+            that guesses tokens is left out.
         together: requests that the last step answers at once; 1 leaves it out.
     """
 
@@ -48,6 +51,7 @@ class DecoderWay:
     request: Request
     threads: int
     python: Callable[[str], list[int]] | str
+    prompts: Sequence[str] = ()
     together: int = 1
 
     @property
@@ -82,7 +86,7 @@ def python_encoder(source: SourceModel, folder: Path, model: GenerationModel) ->
 
 def decoder_way(way: DecoderWay, *, seed: int = 0) -> Way:
     """The steps in order. Each answers the same text greedily, with all new tokens whatever the model says."""
-    texts = _prompt_texts(way.model, Point(way.together, way.request.prompt), seed)
+    texts = way.prompts or _made_up(way.model, Point(way.together, way.request.prompt), seed)
     text = texts[0]
     defaults = SessionSettings(intra_op_num_threads=way.threads)
     cached = Share("with cache", _transformers(way, text, way.first_tokenizer, use_cache=True))
@@ -95,13 +99,19 @@ def decoder_way(way: DecoderWay, *, seed: int = 0) -> Way:
     for what, graph in graph_steps(way.stages, way.manifest, way.folder):
         rungs.append(_session_rung(what, graph, defaults, way, text))
     rungs.append(_tuned(way, text, rungs[-1]))
+    if not way.prompts:
+        left_out.append(LeftOut(_GUESSED, "how much an answer repeats depends on the text: give your own with --stream FILE"))
+    elif not way.model.decoder.gives_several_logits:
+        left_out.append(LeftOut(_GUESSED, "the graph gives the logits of one token only, as older versions made it"))
+    else:
+        rungs.append(_guessing(way))
     if way.together > 1:
-        rungs.append(_together(way, texts))
+        rungs.append(_together(way, [texts[index % len(texts)] for index in range(way.together)]))
     return Way(tuple(rungs), tuple(left_out))
 
 
-def _prompt_texts(model: GenerationModel, point: Point, seed: int) -> list[str]:
-    return list(make_texts(point, lambda text: len(model.encode(text)), seed=seed))
+def _made_up(model: GenerationModel, point: Point, seed: int) -> tuple[str, ...]:
+    return tuple(make_texts(point, lambda text: len(model.encode(text)), seed=seed))
 
 
 def _without_cache(way: DecoderWay, text: str) -> Rung:
@@ -182,13 +192,26 @@ def _together(way: DecoderWay, texts: Sequence[str]) -> Rung:
     return Rung(what, (Share(what, _answer(way.model.decoder, way, *texts), 1 / len(texts)),), note)
 
 
-def _answer(decoder: Decoder, way: DecoderWay, *texts: str) -> Callable[[], None]:
+def _guessing(way: DecoderWay) -> Rung:
+    """One request after the other, with tokens guessed ahead: how many are right differs from text to text."""
+    count = len(way.prompts)
+    runs = [_answer(way.model.decoder, way, text, guesses=PROMPT_LOOKUP_NUM_TOKENS) for text in way.prompts]
+
+    def run() -> None:
+        for answer in runs:
+            answer()
+
+    note = f"the mean of {count} texts; the steps before are timed on the first of them, whose words do not matter to them"
+    return Rung(_GUESSED, (Share(_GUESSED, run, 1 / count),), note)
+
+
+def _answer(decoder: Decoder, way: DecoderWay, *texts: str, guesses: int = 0) -> Callable[[], None]:
     """A request to the run time, or several: tokenize, read, write greedily; nothing is kept from the request before."""
     contract = way.model.contract
     assert contract.generation is not None  # a GenerationModel checks it
     endless = replace(contract, generation=replace(contract.generation, end_token_ids=()))
     model = GenerationModel(decoder, way.folder, endless)
-    settings = SamplingSettings(max_new_tokens=way.request.new)
+    settings = SamplingSettings(max_new_tokens=way.request.new, prompt_lookup_num_tokens=guesses)
 
     def run() -> None:
         decoder.forget()

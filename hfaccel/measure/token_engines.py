@@ -9,6 +9,8 @@ import numpy as np
 
 from hfaccel.runtime.generation.decoder import Decoder
 from hfaccel.runtime.generation.decoding import Decoding
+from hfaccel.runtime.generation.loop import generate_tokens
+from hfaccel.runtime.generation.sampling import SamplingSettings, make_generators
 
 
 class TokenEngine(Protocol):
@@ -19,6 +21,9 @@ class TokenEngine(Protocol):
 
     def write(self, prompt: Sequence[int], answer: Sequence[int]) -> Callable[[], None]:
         """A run that steps over an answer, one token at a time, after a prompt that was read before."""
+
+    def answer(self, prompt: Sequence[int], new_tokens: int) -> Callable[[], None]:
+        """A run that reads a prompt and goes on greedily, with all new tokens whatever the model says; nothing is kept of earlier runs."""
 
     def logits(self, prompt: Sequence[int]) -> np.ndarray:
         """Float32 [vocabulary]: of the token that follows the prompt."""
@@ -52,6 +57,23 @@ class ArtifactEngine:
             decoding = Decoding(self._decoder, cache, prompt)
             for token in tokens:
                 decoding.step(token)
+
+        return run
+
+    def answer(self, prompt: Sequence[int], new_tokens: int) -> Callable[[], None]:
+        """A run of the loop of the run time, which guesses tokens ahead."""
+        rows, settings = [list(prompt)], SamplingSettings(max_new_tokens=new_tokens)
+
+        def run() -> None:
+            self._decoder.forget()
+            answer: list[int] = []
+
+            def accept(_: int, token: int) -> bool:
+                answer.append(token)
+                return len(answer) == new_tokens
+
+            for _ in generate_tokens(self._decoder, rows, settings, make_generators(0, 1), accept):
+                pass
 
         return run
 

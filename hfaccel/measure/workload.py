@@ -116,7 +116,7 @@ def make_texts(point: Point, count_tokens: Callable[[str], int], *, seed: int) -
     retries = 0
     while len(texts) < point.batch:
         words = [_WORDS[index] for index in random.integers(0, len(_WORDS), point.sequence)]
-        text = " ".join(words[: _longest_fit(words, point.sequence, count_tokens)])
+        text = " ".join(words[: longest_fit(words, point.sequence, count_tokens)])
         if text in texts:
             # Very short texts run out of different words; a number costs a token or two and is always new.
             retries += 1
@@ -126,7 +126,7 @@ def make_texts(point: Point, count_tokens: Callable[[str], int], *, seed: int) -
     return tuple(texts)
 
 
-def _longest_fit(words: Sequence[str], limit: int, count_tokens: Callable[[str], int]) -> int:
+def longest_fit(words: Sequence[str], limit: int, count_tokens: Callable[[str], int]) -> int:
     """How many leading words fit into ``limit`` tokens, at least one (bisection: each word is at least one token)."""
     low, high = 1, len(words)
     while low < high:

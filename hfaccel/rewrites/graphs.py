@@ -81,7 +81,7 @@ def new_initializer(model: onnx_ir.Model, name: str, array: object) -> onnx_ir.V
     import numpy as np
     import onnx_ir
 
-    tensor = onnx_ir.tensor(np.ascontiguousarray(array), name=name)
+    tensor = onnx_ir.tensor(np.require(array, requirements="C"), name=name)  # a scalar stays one
     value = onnx_ir.Value(
         name=name, const_value=tensor, shape=onnx_ir.Shape(list(tensor.shape.numpy())), type=onnx_ir.TensorType(tensor.dtype)
     )

@@ -1,27 +1,33 @@
 """A decoder needs the logits of the last token only: its head then runs on one token per row instead of the whole prompt.
 
-The last token of a row is found by counting its attention mask, because shorter prompts of a batch are padded on the right. The
-accuracy gate needs all logits: :func:`all_token_logits` takes the rewrite back.
+The last token of a row is found by counting its attention mask, because shorter prompts of a batch are padded on the right. Who
+checks guessed tokens asks for the output ``kept_logits`` instead, the logits of the last few tokens: the input ``logits_to_keep``
+says how many. It has a default, as ONNX allows for inputs that are initializers too, so nobody else needs to know of either.
+The accuracy gate needs all logits: :func:`all_token_logits` takes the rewrite back.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from hfaccel.rewrites.graphs import new_initializer
+from hfaccel.runtime.generation.decoding import KEPT_LOGITS, LOGITS_TO_KEEP
 
 if TYPE_CHECKING:
     import onnx_ir
 
 _PICK = "last_token"
+_LOGITS = "logits"
+_LAST_ROW = f"{_PICK}_row"
 
 
 def last_token_logits(model: onnx_ir.Model) -> int:
     """Let the product that makes ``logits`` read the last token of each row; returns 1, or 0 where there is no such product.
 
-    ``logits`` become [batch, 1, vocabulary].
+    ``logits`` become [batch, 1, vocabulary], and ``kept_logits`` [batch, logits_to_keep, vocabulary].
     """
     import onnx_ir
 
@@ -42,27 +48,26 @@ def last_token_logits(model: onnx_ir.Model) -> int:
 
     prefix = "decoder_" if "decoder_input_ids" in inputs else ""  # of encoder and decoder together
     ids, mask = inputs[f"{prefix}input_ids"], inputs[f"{prefix}attention_mask"]
-    one, rows, last_axes = integers("one", 1), integers("rows", [1]), integers("axes", [1, 2])
-    length = add("ReduceSum", "_length", mask, rows, keepdims=0)
+    one, columns, last_axis = integers("one", 1), integers("columns", [1]), integers("last_axis", [2])
+    kept = new_initializer(model, LOGITS_TO_KEEP, np.array(1, dtype=np.int64))
+    model.graph.inputs.append(kept)
+    length = add("ReduceSum", "_length", mask, columns, keepdims=1)
     total = add("Gather", "_total", add("Shape", "_mask_shape", mask), one)
     new = add("Gather", "_new", add("Shape", "_ids_shape", ids), one)
     past = add("Sub", "_past", total, new)
     # Tokens of a row lie at its start: with a past, the row may have fewer than the mask is wide.
-    index = add("Sub", "_index", add("Sub", "_own", length, past), one)
-    bounded = add("Max", "_at_least_first", index, integers("zero", 0))
-    indices = add("Unsqueeze", "_indices", bounded, last_axes)
-    picked = add("GatherND", "", hidden, indices, batch_dims=1)
+    end = add("Sub", "_end", length, past)
+    counted = add("Range", "_counted", add("Neg", "_first", kept), integers("zero", 0), one)
+    bounded = add("Max", "_at_least_first", add("Add", "_index", end, counted), integers("first", 0))
+    picked = add("GatherND", "", hidden, add("Unsqueeze", "_indices", bounded, last_axis), batch_dims=1)
     model.graph.insert_before(head, nodes)
     head.replace_input_with(0, picked)
-    logits = next(value for value in model.graph.outputs if value.name == "logits")
-    logits.shape = onnx_ir.Shape(["batch", 1, logits.shape[2] if logits.shape is not None else "vocabulary"])
+    _give_last_row(model, integers)
     return 1
 
 
 def all_token_logits(model: onnx_ir.Model) -> int:
     """The inverse: the logits of all new tokens; returns 1, or 0 where the rewrite was not made."""
-    import onnx_ir
-
     pick = next((node for node in model.graph if node.name == _PICK), None)
     if pick is None:
         return 0
@@ -72,14 +77,43 @@ def all_token_logits(model: onnx_ir.Model) -> int:
         for position, value in enumerate(reader.inputs):
             if value is pick.outputs[0]:
                 reader.replace_input_with(position, hidden)
-    logits = next(value for value in model.graph.outputs if value.name == "logits")
-    logits.shape = onnx_ir.Shape(["batch", "sequence", logits.shape[2] if logits.shape is not None else "vocabulary"])
+    graph = model.graph
+    graph.inputs[:] = [value for value in graph.inputs if value.name != LOGITS_TO_KEEP]
+    every = last = next(value for value in graph.outputs if value.name == _LOGITS)
+    row = last.producer()
+    if row is not None and row.name == _LAST_ROW:  # graphs of older versions have no such node
+        every = next(value for value in graph.outputs if value.name == KEPT_LOGITS)
+        graph.outputs[:] = [every if value is last else value for value in graph.outputs if value is not every]
+        graph.remove(row, safe=True)
+        every.name = _LOGITS
+    every.shape = _logits_shape(every, "sequence")
     return 1
+
+
+def _give_last_row(model: onnx_ir.Model, integers: Callable[[str, list[int]], onnx_ir.Value]) -> None:
+    """Make what was ``logits`` the further output ``kept_logits``, and its last row ``logits``."""
+    import onnx_ir
+
+    graph = model.graph
+    kept = next(value for value in graph.outputs if value.name == _LOGITS)
+    kept.name, kept.shape = KEPT_LOGITS, _logits_shape(kept, LOGITS_TO_KEEP)
+    bounds = (integers("row", [-1]), integers("no_row", [np.iinfo(np.int64).max]), integers("row_axis", [1]))
+    row = onnx_ir.node("Slice", [kept, *bounds], name=_LAST_ROW)
+    last = row.outputs[0]
+    last.name, last.type, last.shape = _LOGITS, kept.type, _logits_shape(kept, 1)
+    graph.append(row)
+    graph.outputs[:] = [*(last if value is kept else value for value in graph.outputs), kept]
+
+
+def _logits_shape(logits: onnx_ir.Value, tokens: str | int) -> onnx_ir.Shape:
+    import onnx_ir
+
+    return onnx_ir.Shape(["batch", tokens, logits.shape[2] if logits.shape is not None else "vocabulary"])
 
 
 def _head(model: onnx_ir.Model) -> onnx_ir.Node | None:
     """The product whose result is ``logits``, seen through what works on each value alone (a bias, a soft cap)."""
-    value = next((value for value in model.graph.outputs if value.name == "logits"), None)
+    value = next((value for value in model.graph.outputs if value.name == _LOGITS), None)
     while value is not None:
         node = value.producer()
         if node is None:

@@ -47,6 +47,7 @@ class GraphSession:
         path: as given.
         input_names: inputs that the graph reads.
         output_names: outputs in graph order.
+        optional_input_names: inputs that have a default; :meth:`run` leaves them at that.
 
     Raises:
         IntegrityError: the file is missing, or onnxruntime cannot open it.
@@ -79,6 +80,8 @@ class GraphSession:
             ) from error
         self.input_names: tuple[str, ...] = tuple(item.name for item in self._session.get_inputs())
         self.output_names: tuple[str, ...] = tuple(item.name for item in self._session.get_outputs())
+        optional = self._session.get_overridable_initializers()
+        self.optional_input_names: tuple[str, ...] = tuple(item.name for item in optional)
 
     @property
     def session(self) -> Any:

@@ -49,6 +49,18 @@ class GenaiDecoder:
 
         return run
 
+    def answer(self, prompt: Sequence[int], new_tokens: int) -> Callable[[], None]:
+        """A run of its own greedy search; ``min_length`` keeps a token that ends a text from ending it."""
+        ids, length = np.array(prompt, dtype=np.int32), len(prompt) + new_tokens
+
+        def run() -> None:
+            generator = self._generator(length, min_length=length)
+            generator.append_tokens(ids)
+            while not generator.is_done():
+                generator.generate_next_token()
+
+        return run
+
     def logits(self, prompt: Sequence[int]) -> np.ndarray:
         """Logits after the prompt."""
         generator = self._generator(len(prompt) + 1)
@@ -58,7 +70,7 @@ class GenaiDecoder:
         last: np.ndarray = logits.reshape(-1, logits.shape[-1])[-1]
         return last
 
-    def _generator(self, tokens: int) -> Any:
+    def _generator(self, tokens: int, *, min_length: int = 0) -> Any:
         parameters = self._library.GeneratorParams(self._model)
-        parameters.set_search_options(max_length=tokens, batch_size=1, do_sample=False)
+        parameters.set_search_options(max_length=tokens, min_length=min_length, batch_size=1, do_sample=False)
         return self._library.Generator(self._model, parameters)

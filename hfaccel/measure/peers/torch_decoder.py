@@ -46,6 +46,18 @@ class TorchDecoder:
 
         return run
 
+    def answer(self, prompt: Sequence[int], new_tokens: int) -> Callable[[], None]:
+        """A run that reads a prompt and appends the likeliest token each time."""
+        ids = torch.tensor([list(prompt)])
+
+        def run() -> None:
+            cache = DynamicCache(config=self._model.config)
+            logits = self._forward(ids, cache)
+            for _ in range(new_tokens - 1):
+                logits = self._forward(logits.argmax().reshape(1, 1), cache)
+
+        return run
+
     def logits(self, prompt: Sequence[int]) -> np.ndarray:
         """Logits after the prompt."""
         logits: np.ndarray = self._forward(torch.tensor([list(prompt)]), DynamicCache(config=self._model.config)).numpy()

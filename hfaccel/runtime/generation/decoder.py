@@ -12,7 +12,7 @@ from hfaccel.artifact.contract import SessionSettings
 from hfaccel.artifact.generation import GenerationSettings
 from hfaccel.errors import IntegrityError
 from hfaccel.runtime.generation.cache import KeyValueCache, cache_names, format_of
-from hfaccel.runtime.generation.decoding import POSITIONS, TOKEN_INPUTS, Decoding, check_prompts
+from hfaccel.runtime.generation.decoding import LOGITS_TO_KEEP, POSITIONS, TOKEN_INPUTS, Decoding, check_prompts
 from hfaccel.runtime.session import GraphSession
 
 PROMPT_GRAPH_NAME = "prompt.onnx"
@@ -48,6 +48,7 @@ class Decoder:
         self.stored = format_of(graph.session, generation_settings)
         self.prompt_session = _prompt_session(graph_path, session_settings, generation_settings)
         self.reads_positions = POSITIONS in graph.input_names
+        self.gives_several_logits = LOGITS_TO_KEEP in graph.optional_input_names
         self._kept: Decoding | None = None
         # Reentrant: the garbage collector may close a stream that was left, which keeps its row, while the lock is held.
         self._lock = RLock()

@@ -16,6 +16,9 @@ from hfaccel.runtime.generation.memory import Memory
 POSITIONS = "position_ids"
 PROMPT_TOKENS = 8
 """From so many new tokens of all rows the graph for prompts is the faster one."""
+LOGITS_TO_KEEP = "logits_to_keep"
+"""A graph's input that says how many tokens, the last ones, its output :data:`KEPT_LOGITS` is about; 1 where it is not fed."""
+KEPT_LOGITS = "kept_logits"
 TOKEN_INPUTS = ("input_ids", "attention_mask", POSITIONS)
 
 
@@ -27,12 +30,14 @@ class TokenReader(Protocol):
         session: the ``onnxruntime.InferenceSession``.
         prompt_session: one that is faster for many tokens at once, or None.
         reads_positions: whether the graph has the input ``position_ids``.
+        gives_several_logits: whether it has the input ``logits_to_keep``.
     """
 
     settings: GenerationSettings
     session: Any
     prompt_session: Any
     reads_positions: bool
+    gives_several_logits: bool
 
 
 class Decoding:
@@ -87,6 +92,11 @@ class Decoding:
         else:
             self.logits = logits[np.arange(len(rows)), [len(row) - 1 for row in rows]]
 
+    @property
+    def room(self) -> int:
+        """Tokens of a row that fit behind those read, without a larger cache; less than 1 where it must grow first."""
+        return self.cache.capacity - self._width
+
     def step(self, ids: np.ndarray) -> np.ndarray:
         """Read one more token of every row.
 
@@ -99,17 +109,51 @@ class Decoding:
         Raises:
             DataError: a row has as many tokens as the model reads.
         """
-        limit = self._decoder.settings.context_length
-        if self._width >= limit:
-            raise DataError(f"the model reads {limit} tokens, prompt and answer together", hint="ask for fewer new tokens")
-        if self._width == self.cache.capacity:
-            self._grow(min(2 * self.cache.capacity, limit))
-        logits = np.empty((len(self.tokens), 1, self._decoder.settings.vocabulary_size), dtype=np.float32)
-        self._binding.bind_ortvalue_output("logits", onnxruntime.OrtValue.ortvalue_from_numpy(logits))
-        positions = np.array([[len(row)] for row in self.tokens], dtype=np.int64)
-        self._run(self._decoder.session, self._binding, ids[:, None], positions, [[token] for token in ids.tolist()])
-        self.logits = logits[:, 0]
+        self.logits = self._advance(ids[:, None])[:, 0]
         return self.logits
+
+    def read_ahead(self, ids: Sequence[int]) -> np.ndarray:
+        """Read several more tokens of the only row, and say what comes after each.
+
+        Args:
+            ids: at least one; more only where the graph gives several logits, and as ``room`` allows.
+
+        Returns:
+            float32 [tokens, vocabulary].
+
+        Raises:
+            DataError: the row has as many tokens as the model reads.
+        """
+        after: np.ndarray = self._advance(np.array([ids], dtype=np.int64))[0]
+        self.logits = after[-1:]
+        return after
+
+    def take_back(self, count: int) -> None:
+        """Forget the last tokens of the only row, as if they had not been read; ``logits`` are left as they are."""
+        if count:
+            del self.tokens[0][-count:]
+            self._width -= count
+
+    def _advance(self, ids: np.ndarray) -> np.ndarray:
+        """Read int64 [batch, new tokens] behind what was read; float32 [batch, new tokens, vocabulary]."""
+        new, settings = ids.shape[1], self._decoder.settings
+        limit = settings.context_length
+        if self._width + new > limit:
+            raise DataError(f"the model reads {limit} tokens, prompt and answer together", hint="ask for fewer new tokens")
+        if self._width + new > self.cache.capacity:
+            self._grow(min(2 * self.cache.capacity, limit))
+        logits = np.empty((*ids.shape, settings.vocabulary_size), dtype=np.float32)
+        value = onnxruntime.OrtValue.ortvalue_from_numpy(logits)
+        if self._decoder.gives_several_logits:
+            self._binding.bind_ortvalue_output(KEPT_LOGITS, value)
+            # bind_cpu_input knows no inputs that have a default.
+            count = onnxruntime.OrtValue.ortvalue_from_numpy(np.array(new, dtype=np.int64))
+            self._binding.bind_ortvalue_input(LOGITS_TO_KEEP, count)
+        else:
+            self._binding.bind_ortvalue_output("logits", value)
+        positions = np.array([range(len(row), len(row) + new) for row in self.tokens], dtype=np.int64)
+        self._run(self._decoder.session, self._binding, ids, positions, ids.tolist())
+        return logits
 
     def keep_rows(self, rows: Sequence[int]) -> None:
         """Go on with some rows only, in ascending order; the others are not computed any more."""

@@ -13,7 +13,7 @@ from hfaccel.artifact.contract import SessionSettings
 from hfaccel.artifact.generation import GenerationSettings
 from hfaccel.errors import DataError, IntegrityError
 from hfaccel.runtime.generation.cache import KeyValueCache, cache_names
-from hfaccel.runtime.generation.decoding import POSITIONS, TOKEN_INPUTS, Decoding, check_prompts
+from hfaccel.runtime.generation.decoding import LOGITS_TO_KEEP, POSITIONS, TOKEN_INPUTS, Decoding, check_prompts
 from hfaccel.runtime.generation.memory import Memory
 from hfaccel.runtime.session import GraphSession, read_feeds
 
@@ -35,6 +35,7 @@ class EncoderDecoder:
         session: the ``onnxruntime.InferenceSession`` of the decoder.
         prompt_session: None: an answer begins with a few tokens.
         reads_positions: whether the decoder has the input ``position_ids``.
+        gives_several_logits: whether it has the input ``logits_to_keep``.
         encoder_inputs: names of what the encoder reads.
 
     Raises:
@@ -48,6 +49,7 @@ class EncoderDecoder:
         self.session = decoder.session
         self.prompt_session = None
         self.reads_positions = POSITIONS in decoder.input_names
+        self.gives_several_logits = LOGITS_TO_KEEP in decoder.optional_input_names
         self.encoder_inputs = encoder.input_names
         self._encoder = encoder
 

@@ -7,6 +7,8 @@ from collections.abc import Callable, Generator, Sequence
 import numpy as np
 
 from hfaccel.runtime.generation.decoder import Decoder
+from hfaccel.runtime.generation.decoding import Decoding
+from hfaccel.runtime.generation.lookahead import Lookahead
 from hfaccel.runtime.generation.sampling import SamplingSettings, choose
 
 Accept = Callable[[int, int], bool]
@@ -22,7 +24,8 @@ def generate_tokens(
 ) -> Generator[None]:
     """Generate for one batch; yields after every step, when each row that has not ended got a token.
 
-    What a single row has read is kept in the decoder, also when the iterator is closed early.
+    A row that is alone reads guessed tokens ahead, where the settings and the graph allow it. What a single row has read is kept in
+    the decoder, also when the iterator is closed early.
 
     Args:
         decoder: reads the tokens.
@@ -35,10 +38,12 @@ def generate_tokens(
         DataError: a prompt that cannot be read.
     """
     decoding = decoder.prefill(rows, room=settings.max_new_tokens)
+    ahead = _ahead(decoder, decoding, settings)
     active = list(range(len(rows)))
     try:
         while True:
-            chosen = choose(decoding.logits, decoding.tokens, settings, [generators[row] for row in active])
+            steps = ahead or decoding
+            chosen = choose(steps.logits, steps.tokens, settings, [generators[row] for row in active])
             tokens = chosen.tolist()
             going = [place for place, row in enumerate(active) if not accept(row, tokens[place])]
             yield
@@ -47,7 +52,17 @@ def generate_tokens(
             if len(going) < len(active):
                 decoding.keep_rows(going)
                 active = [active[place] for place in going]
-            decoding.step(chosen[going])
+                ahead = _ahead(decoder, decoding, settings)
+                steps = ahead or decoding
+            steps.step(chosen[going])
     finally:
         if len(rows) == 1:
+            if ahead is not None:
+                ahead.settle()
             decoder.keep(decoding)
+
+
+def _ahead(decoder: Decoder, decoding: Decoding, settings: SamplingSettings) -> Lookahead | None:
+    if len(decoding.tokens) > 1 or not settings.prompt_lookup_num_tokens or not decoder.gives_several_logits:
+        return None
+    return Lookahead(decoding, settings.prompt_lookup_num_tokens)

@@ -19,7 +19,7 @@ from hfaccel.runtime.generation.decoder import Decoder
 from hfaccel.runtime.generation.detokenizer import AnswerText
 from hfaccel.runtime.generation.loop import generate_tokens
 from hfaccel.runtime.generation.option_checks import check_batch
-from hfaccel.runtime.generation.sampling import SamplingSettings, advised_settings, make_generators
+from hfaccel.runtime.generation.sampling import PROMPT_LOOKUP_NUM_TOKENS, SamplingSettings, advised_settings, make_generators
 from hfaccel.runtime.tokenizer import check_characters, open_tokenizer
 
 Prompt = str | Conversation
@@ -81,6 +81,7 @@ class GenerationModel:
         seed: int | None = None,
         stream: bool = False,
         max_batch: int = _MAX_BATCH,
+        prompt_lookup_num_tokens: int = PROMPT_LOOKUP_NUM_TOKENS,
     ) -> Any:
         """Continue a prompt, or answer a conversation; or several of them.
 
@@ -100,6 +101,8 @@ class GenerationModel:
             seed: repeats the draws. Each prompt has its own, which depend on the seed and its place in the list.
             stream: give the answer in pieces while it grows; for a single prompt.
             max_batch: most prompts computed at once; prompts of like length go together.
+            prompt_lookup_num_tokens: most tokens that a prompt which is computed alone guesses in a step, by what followed the same
+                tokens before; 0 guesses none. Guesses save time where an answer repeats what was there, and change no choice.
 
         Returns:
             The new text without special tokens: a str for one prompt, a list of str for several, an iterator of pieces with
@@ -121,6 +124,7 @@ class GenerationModel:
             repetition_penalty=repetition_penalty,
             seed=seed,
             stop=stop,
+            prompt_lookup_num_tokens=prompt_lookup_num_tokens,
         )
         check_batch(max_batch, stream=stream)
         single = _is_single(prompt)

@@ -13,6 +13,8 @@ import numpy as np
 from hfaccel.artifact.generation import GenerationDefaults
 from hfaccel.runtime.generation.option_checks import ABOVE_ZERO, Range, check, check_count, check_flag, check_number
 
+PROMPT_LOOKUP_NUM_TOKENS = 8
+"""Guesses in a step at most; how many pay is decided step by step, and they are rarely more than five."""
 _NEVER = np.float32(-np.inf)
 
 
@@ -31,6 +33,8 @@ class SamplingSettings:
         repetition_penalty: above 1 makes tokens less likely that the prompt or the answer has already.
         seed: repeats the draws; None draws new ones each time.
         stop: texts that end the answer; it ends before them.
+        prompt_lookup_num_tokens: most tokens that a row which is alone guesses in a step; 0 guesses none. What is chosen stays the
+            same, see :mod:`hfaccel.runtime.generation.lookahead`.
 
     Raises:
         UsageError: a value that its option cannot have.
@@ -45,10 +49,14 @@ class SamplingSettings:
     repetition_penalty: float = 1.0
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    prompt_lookup_num_tokens: int = PROMPT_LOOKUP_NUM_TOKENS
 
     def __post_init__(self) -> None:
         check_count("max_new_tokens", self.max_new_tokens, 1, "give how many tokens the answer may have at most")
         check_count("top_k", self.top_k, 0, "give how many of the likeliest tokens stay, or 0 for all")
+        check_count(
+            "prompt_lookup_num_tokens", self.prompt_lookup_num_tokens, 0, "give how many tokens are guessed at most, or 0"
+        )
         if self.seed is not None:
             check_count("seed", self.seed, 0, "give a whole number, or None for another draw each time")
         check_flag("do_sample", self.do_sample, "True draws tokens, False takes the likeliest")
@@ -74,6 +82,7 @@ def advised_settings(
     repetition_penalty: float | None = None,
     seed: int | None = None,
     stop: str | Sequence[str] | None = (),
+    prompt_lookup_num_tokens: int = PROMPT_LOOKUP_NUM_TOKENS,
 ) -> SamplingSettings:
     """Settings in which everything that is None is as the checkpoint advises. See :class:`SamplingSettings` for what they mean.
 
@@ -88,6 +97,7 @@ def advised_settings(
         repetition_penalty: above 1 against repetition.
         seed: repeats the draws.
         stop: one text or several that end the answer; None is none.
+        prompt_lookup_num_tokens: most guesses in a step; 0 is none.
 
     Raises:
         UsageError: a value that its option cannot have.
@@ -106,6 +116,7 @@ def advised_settings(
         repetition_penalty=defaults.repetition_penalty if repetition_penalty is None else repetition_penalty,
         seed=seed,
         stop=_stop_strings(stop),
+        prompt_lookup_num_tokens=prompt_lookup_num_tokens,
     )
 
 

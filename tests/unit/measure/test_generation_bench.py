@@ -48,6 +48,10 @@ class FakeEngine:
             raise RuntimeError("no cache")
         return lambda: self.clock.sleep(self.seconds_per_token * len(answer))
 
+    def answer(self, prompt, new_tokens):
+        self.prompts.append(tuple(prompt))
+        return lambda: self.clock.sleep(self.seconds_per_token * (len(prompt) + new_tokens))
+
     def logits(self, prompt):
         return np.array([1.0, 2.0, 4.0], dtype=np.float32) + self.seconds_per_token
 
@@ -56,8 +60,9 @@ def watch(clock, **told):
     return Stopwatch(1.0, pause_s=0.0, clock=clock, sleep=clock.sleep, **told)
 
 
-def bench(engines, clock, **told):
-    return run_generation_bench(engines, [Request(10, 4)], vocabulary_size=50, watch=watch(clock, **told))
+def bench(engines, clock, prompts=None, **told):
+    watching = watch(clock, **told)
+    return run_generation_bench(engines, [Request(10, 4)], vocabulary_size=50, watch=watching, prompts=prompts or {})
 
 
 def test_rows_tell_the_speed_of_prompt_and_answer_and_how_much_faster_the_artifact_is():
@@ -74,6 +79,19 @@ def test_rows_tell_the_speed_of_prompt_and_answer_and_how_much_faster_the_artifa
     data = json.loads(json.dumps(rows[3].to_json()))
     assert data["tokens"] == 4
     assert data["artifact_speedup"]["ratio"] == pytest.approx(3)
+
+
+def test_whole_requests_are_timed_where_texts_are_given():
+    clock = FakeClock()
+    own, other = FakeEngine(clock, 0.001), FakeEngine(clock, 0.003)
+    engines = OpenDecoders(OpenDecoder("artifact", own), (OpenDecoder("other", other),), ())
+    texts = [[1, 2, 3], [4, 5, 6, 7]]
+    rows = bench(engines, clock, prompts={Request(10, 4): texts})
+    assert [row.part for row in rows] == ["prompt"] * 2 + ["answer"] * 2 + ["request"] * 2
+    assert own.prompts[-2:] == other.prompts[-2:] == [(1, 2, 3), (4, 5, 6, 7)]
+    # 8 new tokens in the time of 15 tokens, the prompts among them
+    assert rows[4].cells()[3:9] == (f"{8 / 0.015:.1f}", f"{15 / 8:.2f}", "15.0", "15.0", "", "")
+    assert rows[5].cells()[7] == "3.00x"
 
 
 def test_a_peer_that_fails_on_the_way_is_told_and_the_others_go_on():

@@ -17,6 +17,8 @@ from hfaccel.artifact.contract import Contract, SessionSettings, TensorSpec, Tex
 from hfaccel.artifact.generation import GenerationSettings
 from hfaccel.artifact.store import StageCache
 from hfaccel.cli.bench import bench
+from hfaccel.rewrites.graphs import load_graph, save_graph
+from hfaccel.rewrites.last_token_logits import last_token_logits
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -90,6 +92,10 @@ def made(tmp_path_factory):
     save_checkpoint(source)
     mobius.build(str(source), task="text-generation", dtype="f32", execution_provider="cpu").save(str(graph))
     shutil.copytree(graph, folder)
+    (folder / "model.onnx").unlink()
+    model = load_graph(graph / "model.onnx")
+    last_token_logits(model)
+    save_graph(model, folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(source / name, folder / name)
     for key in KEYS.values():
@@ -175,6 +181,7 @@ def way(result):
     return [row["what"].split(":")[0].split(",")[0] for row in result["ladder"]]
 
 
+GUESSED = "tokens guessed ahead (prompt lookup)"
 STEPS = [
     "transformers eager",
     "key-value cache (use_cache=True)",
@@ -201,6 +208,46 @@ def test_the_ladder_has_its_steps_in_order(compiled, new):
     assert "divided by 3" in rows[-1]["note"]
 
 
+@pytest.fixture
+def texts(tmp_path):
+    """Tokens are bytes here: two of the lines are needed for a prompt of 40."""
+    path = tmp_path / "texts.txt"
+    path.write_text("The council met on Monday.\nIt agreed on nothing but the next meeting.\n" * 3, encoding="utf-8")
+    return path
+
+
+def test_texts_that_people_wrote_get_a_step_with_guessed_tokens(compiled, texts):
+    done = run(compiled, *TOGETHER, "--workload", "40+3", "--stream", texts, "--seconds", "0.1", "--json")
+    assert done.exit_code == 0, done.output
+    result = json.loads(done.stdout)
+    assert way(result) == [*STEPS[:-1], GUESSED, STEPS[-1]]
+    assert "the mean of 3 texts" in result["ladder"][-2]["note"]
+    assert result["stream"] == str(texts)
+
+
+def test_without_texts_nothing_is_guessed_and_that_is_said(compiled):
+    done = run(compiled, *TOGETHER, "--workload", "8+3", "--seconds", "0.1")
+    assert f'no step "{GUESSED}": how much an answer repeats depends on the text' in done.stdout
+
+
+def test_whole_requests_of_texts_are_compared_with_torch(compiled, texts, tmp_path):
+    pytest.importorskip("matplotlib")
+    picture = tmp_path / "requests.png"
+    options = ("--workload", "20+5", "--stream", texts, "--seconds", "0.1", "--plot", picture, "--json")
+    done = run(compiled, *options)
+    assert done.exit_code == 0, done.output
+    rows = [row for row in json.loads(done.stdout)["rows"] if row["part"] == "request"]
+    assert [row["engine"] for row in rows] == ["artifact", "torch fp32"]
+    assert [row["tokens"] for row in rows] == [5 * 4, 5 * 4]
+    assert picture.stat().st_size > 1000
+
+
+def test_texts_too_short_for_a_prompt_are_refused(compiled, texts):
+    texts.write_text("Too short.\n", encoding="utf-8")
+    done = run(compiled, "--workload", "40+3", "--stream", texts)
+    assert "fewer than the 40 tokens of one prompt" in str(done.exception)
+
+
 def test_a_single_request_has_no_step_of_several(compiled):
     done = run(compiled, "--ladder", "--batch", 1, "--workload", "8+3", "--seconds", "0.1", "--json")
     assert way(json.loads(done.stdout)) == STEPS[:-1]
@@ -220,7 +267,7 @@ def test_a_decoder_whose_tokenizer_exists_in_python_has_its_step(compiled, made,
     result = json.loads(done.stdout)
     assert way(result) == [*STEPS[:2], "Rust tokenizer in place of Python", *STEPS[2:]]
     assert result["ladder"][0]["what"].endswith("tokenizer in Python, extrapolated")
-    assert result["left_out"] == []
+    assert [item["what"] for item in result["left_out"]] == [GUESSED]
 
 
 def test_the_ladder_is_a_table_and_a_picture_and_times_a_tuned_session(compiled, tmp_path):
@@ -255,7 +302,7 @@ def test_the_ladder_says_what_to_run_when_the_cache_is_empty(compiled, tmp_path,
         (("--workload", "90+7"), "90+7 is longer than the 96 tokens"),
         (("--batch", 4), "--batch: this option is for models that only read"),
         (("--graph-only",), "leave it out; prompt and answer are timed one by one"),
-        (("--stream", "texts.txt"), "leave it out; prompt and answer are timed one by one"),
+        (("--stream", "missing.txt", "--workload", "8+3"), "missing.txt: no such file"),
         (("--against", "openvino"), "known peers: torch, onnxruntime-genai=FOLDER"),
         (("--ladder", "--against", "torch"), "--against: the ladder is compared with its own steps, not with engines"),
         (("--ladder", "--workload", "8+3,8+4"), "give one, e.g. --workload 128+128"),
