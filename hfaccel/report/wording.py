@@ -26,6 +26,7 @@ REASONS = {
     "agreement-under-minimum": "refused: too many other answers",
     "batch-variant": "refused: depends on its batch",
     "no-float-set-found": "refused: no fallback found",
+    "slower-than-accepted": "slower than one that holds, not judged",
     "not-better-than-chosen": "holds all gates, not chosen",
 }
 PRECISIONS = {"int8": "8-bit", "int4": "4-bit", "fp32": "float", "bf16": "bfloat16", "fp16": "float16"}

@@ -18,7 +18,7 @@ from hfaccel.runtime.tokenizer import TextTokenizer
 from hfaccel.source.torch_model import TorchRunner, load_torch_model
 from hfaccel.stages.base import StageContext, StageName, StageResult
 from hfaccel.stages.candidates import FLOAT_PARENT, Candidate, load_candidates, save_candidates
-from hfaccel.stages.choice import choose, rank
+from hfaccel.stages.choice import choose, merit, outdone, rank
 from hfaccel.stages.examine import Examiner, Finding
 from hfaccel.stages.examine_answers import AnswersExaminer
 from hfaccel.stages.examine_language import LanguageExaminer
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from hfaccel.runtime.session import Runner
 
 NAME: StageName = "accuracy"
-REVISION = 12
+REVISION = 13
 LIBRARIES = (
     "torch",
     "transformers",
@@ -88,10 +88,7 @@ def run(artifact: Artifact | None, ctx: StageContext) -> StageResult:
     candidates = load_candidates(artifact.folder)
     examiner = _examiner(source, dataset, tokenizer, artifact, candidates, ctx)
     del source
-    judged: list[Candidate] = []
-    for number, candidate in enumerate(candidates):
-        ctx.progress.advance(number, len(candidates))
-        judged.append(_judge(candidate, artifact, examiner, ctx) if candidate.reason is None else candidate)
+    judged = _judge_all(candidates, artifact, examiner, ctx)
     if isinstance(examiner, Examiner):  # sensitivity of decoders is not searched yet
         judged += search_fallbacks(judged, artifact, examiner, ctx)
     prompts = examiner.path_prompts() if isinstance(examiner, LanguageExaminer) else []
@@ -133,6 +130,29 @@ def _examiner(
         return LanguageExaminer(source, dataset, folder, contract.generation, ctx, source_answers=answers)
     answers = written_by(floating, artifact, ctx)
     return AnswersExaminer(source, dataset, folder, contract, ctx, source_answers=answers)
+
+
+def _judge_all(
+    candidates: Sequence[Candidate],
+    artifact: Artifact,
+    examiner: Examiner | LanguageExaminer | AnswersExaminer,
+    ctx: StageContext,
+) -> list[Candidate]:
+    """The candidates, judged. Of those that generate text the fastest comes first, and who cannot win any more is not judged."""
+    objective, judged = ctx.recipe.measure.objective, dict[str, Candidate]()
+    order = list(candidates)
+    if not isinstance(examiner, Examiner):
+        order.sort(key=lambda item: (item.name != FLOAT_PARENT, -merit(item, objective)))
+    for number, candidate in enumerate(order):
+        ctx.progress.advance(number, len(order))
+        if candidate.reason is not None:
+            continue
+        better = None if isinstance(examiner, Examiner) else outdone(candidate, list(judged.values()), objective)
+        if better is None:
+            judged[candidate.name] = _judge(candidate, artifact, examiner, ctx)
+        else:
+            judged[candidate.name] = replace(candidate, reason="slower-than-accepted", detail=better)
+    return [judged.get(candidate.name, candidate) for candidate in candidates]
 
 
 def _judge(

@@ -33,6 +33,7 @@ Reason = Literal[
     "agreement-under-minimum",
     "batch-variant",
     "no-float-set-found",
+    "slower-than-accepted",
     "not-better-than-chosen",
 ]
 

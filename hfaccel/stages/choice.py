@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from hfaccel.stages.candidates import FLOAT_PARENT, Candidate
+from hfaccel.stages.candidates import FLOAT_PARENT, Candidate, PointTiming
 
 if TYPE_CHECKING:
     from hfaccel.recipe.schema import Objective
@@ -29,6 +30,33 @@ def choose(judged: Sequence[Candidate], objective: Objective) -> Candidate | Non
     best = max(merit(candidate, objective) for candidate in better)
     near = [candidate for candidate in better if merit(candidate, objective) >= best * (1 - NEAR_EQUAL)]
     return min(near, key=risk)
+
+
+def outdone(candidate: Candidate, judged: Sequence[Candidate], objective: Objective) -> str | None:
+    """Why a candidate that was not judged yet cannot be chosen any more, or None: one that holds the accuracy gate is better.
+
+    That one is clearly faster over the workload by the bounds of the quick race, further than what counts as equal, at no point
+    clearly slower, and no larger. Judging a graph that generates text takes longer than all its timing.
+    """
+    if objective == "size" or not candidate.timings:
+        return None
+    for other in judged:
+        if other.reason is not None or other.name == FLOAT_PARENT or len(other.timings) != len(candidate.timings):
+            continue
+        pairs = list(zip(candidate.timings, other.timings, strict=True))
+        most, least = (math.prod(values) ** (1 / len(pairs)) for values in zip(*map(_bounds, pairs), strict=True))
+        somewhere_faster = any(own.speedup_lower_bound > its.speedup_upper_bound for own, its in pairs)
+        smaller = candidate.size_bytes < other.size_bytes * (1 - NEAR_EQUAL)
+        if most < least * (1 - NEAR_EQUAL) and not somewhere_faster and not smaller:
+            return (
+                f"at most {most:.2f}x float in the quick race; {other.name} is at least {least:.2f}x and holds the accuracy gate"
+            )
+    return None
+
+
+def _bounds(pair: tuple[PointTiming, PointTiming]) -> tuple[float, float]:
+    """The most that the first one gains on float, and the least that the second one gains."""
+    return pair[0].speedup_upper_bound, pair[1].speedup_lower_bound
 
 
 def rank(judged: Sequence[Candidate], chosen: Candidate, objective: Objective) -> list[Candidate]:

@@ -43,6 +43,8 @@ BRIEF_TOKENS = 1_000
 KEPT_LOGITS_BYTES = 64_000_000
 """The source's logits are kept for as many positions, spread over the text, as fit: the divergence is measured there."""
 BATCH_ROWS = 3
+BATCH_TOKENS = 96
+"""Of the longest prompt that is read alone and among others: what a batch changes shows in a few, and longer ones cost seconds."""
 MOST_WRITTEN = 100
 MOST_WRITTEN_TOKENS = 4_000
 """Of the answers that every candidate writes itself, which float graphs do no faster than some hundred in a second."""
@@ -154,7 +156,9 @@ class LanguageExaminer:
     def _batch_cosine(self, runner: Runner) -> float:
         """Smallest cosine between the logits of a prompt alone and among prompts of other lengths, at its last token."""
         texts = [list(window.ids) for window in self._windows[:BATCH_ROWS]]
-        prompts = [ids[: max(2, len(ids) // (2 + number))] for number, ids in enumerate(texts)]
+        prompts = [
+            ids[: max(2, min(len(ids) // (2 + number), 2 * BATCH_TOKENS // (2 + number)))] for number, ids in enumerate(texts)
+        ]
         together = _prefill(runner, prompts, self._settings)
         worst = 1.0
         for row, prompt in enumerate(prompts):

@@ -8,7 +8,7 @@ import pytest
 
 from hfaccel.artifact.contract import Precision, SessionSettings
 from hfaccel.stages.candidates import Candidate, PointTiming
-from hfaccel.stages.choice import choose, pareto_set, rank
+from hfaccel.stages.choice import choose, outdone, pareto_set, rank
 
 
 def candidate(
@@ -130,3 +130,38 @@ def test_the_pareto_set_is_what_no_other_beats_in_everything() -> None:
 
 def test_equals_are_both_in_the_pareto_set() -> None:
     assert pareto_set([candidate("a", speedup=2.0), candidate("b", speedup=2.0)]) == {"a", "b"}
+
+
+def timed(name: str, *points: tuple[float, float], **fields: Any) -> Candidate:
+    """With a least and a most speed-up at each point."""
+    timings = tuple(PointTiming(f"p{i}", 10, 5, 6, (low + high) / 2, low, high, True) for i, (low, high) in enumerate(points))
+    return candidate(name, timings=timings, **fields)
+
+
+FAST = timed("fast", (1.9, 2.1), (1.4, 1.6))
+
+
+def test_who_is_clearly_slower_than_one_that_holds_is_not_judged() -> None:
+    slow = timed("slow", (1.1, 1.2), (1.4, 1.6))
+    assert outdone(slow, [FLOAT, FAST], "latency") == (
+        "at most 1.39x float in the quick race; fast is at least 1.63x and holds the accuracy gate"
+    )
+    assert outdone(slow, [FLOAT], "latency") is None
+    assert outdone(slow, [FLOAT, timed("fast", (1.9, 2.1), (1.4, 1.6), reason="loss-over-budget")], "latency") is None
+
+
+@pytest.mark.parametrize(
+    "rival",
+    [
+        pytest.param(timed("near", (1.8, 2.0), (1.4, 1.6)), id="equal within the bounds"),
+        pytest.param(timed("other", (1.0, 1.1), (1.7, 1.8)), id="faster at one point"),
+        pytest.param(timed("small", (1.1, 1.2), (1.4, 1.6), size_bytes=40), id="smaller"),
+        pytest.param(candidate("untimed"), id="not timed"),
+    ],
+)
+def test_who_may_still_be_wanted_is_judged(rival: Candidate) -> None:
+    assert outdone(rival, [FLOAT, FAST], "latency") is None
+
+
+def test_for_size_everyone_is_judged() -> None:
+    assert outdone(timed("slow", (1.1, 1.2), (1.4, 1.6)), [FLOAT, FAST], "size") is None
