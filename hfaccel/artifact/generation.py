@@ -115,6 +115,7 @@ class GenerationSettings:
         pad_token_id: what fills shorter prompts; any id does, it is masked.
         defaults: how tokens are chosen.
         encoder: of encoder-decoders, else None.
+        guess_price: time of one more token in a step of a single row, as a part of the step's: how far guessing ahead pays.
     """
 
     layers: int
@@ -126,6 +127,7 @@ class GenerationSettings:
     pad_token_id: int
     defaults: GenerationDefaults = GenerationDefaults()
     encoder: EncoderSettings | None = None
+    guess_price: float = 0.25
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> GenerationSettings:

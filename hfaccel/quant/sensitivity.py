@@ -2,7 +2,7 @@
 
 In a large graph whole blocks (layers, where they are known) are measured first, and single MatMuls only inside the blocks that
 hold the error. Batches are taken one at a time, and each finding can be written down at once, so that a ranking that was killed
-goes on where it stopped.
+goes on where it stopped. One that runs out of time ranks by what it has measured.
 """
 
 from __future__ import annotations
@@ -62,6 +62,7 @@ def rank_by_sensitivity(
     blocks: Sequence[Sequence[str]] | None = None,
     distance: Distance = squared_error,
     ledger: Ledger | None = None,
+    out_of_time: Callable[[], bool] = lambda: False,
 ) -> list[tuple[str, float]]:
     """MatMul names with the error of the outputs when only that one is quantized, worst first.
 
@@ -72,9 +73,11 @@ def rank_by_sensitivity(
         blocks: the MatMuls, parted as :func:`blocks_of` does, which is the default.
         distance: :func:`squared_error` or :func:`divergence`.
         ledger: findings of a ranking of the same graph and batches that was killed, and where to write down new ones.
+        out_of_time: asked before each run; once it says so, nothing more is measured.
 
     Returns:
-        For a MatMul in a harmless block, which has no run of its own, an equal share of its block's error.
+        For a MatMul in a harmless block, or one that there was no time for, an equal share of its block's error; a block that there
+        was no time for is taken to be like the middle one of the others.
 
     Raises:
         TypeError: ``batches`` is an iterator.
@@ -82,13 +85,14 @@ def rank_by_sensitivity(
     if isinstance(batches, Iterator):
         raise TypeError("batches are gone through twice: give a list or another iterable, not an iterator or generator")
     parted = [tuple(block) for block in (blocks if blocks is not None else blocks_of(graph.names))]
-    block_errors = _errors(graph, batches, parted, distance, ledger)
+    block_errors = _like_the_middle(_errors(graph, batches, parted, distance, ledger, out_of_time))
     opened = {index for index in blocks_to_open(block_errors) if len(parted[index]) > 1}
     inside = [(name,) for index in sorted(opened, key=lambda index: -block_errors[index]) for name in parted[index]]
-    found = {names[0]: error for names, error in zip(inside, _errors(graph, batches, inside, distance, ledger), strict=True)}
-    for index, (names, error) in enumerate(zip(parted, block_errors, strict=True)):
-        if index not in opened:
-            found |= dict.fromkeys(names, error / len(names))
+    errors = _errors(graph, batches, inside, distance, ledger, out_of_time)
+    found = {names[0]: error for names, error in zip(inside, errors, strict=True) if error is not None}
+    for names, error in zip(parted, block_errors, strict=True):
+        for name in names:
+            found.setdefault(name, error / len(names))
     return sorted(((name, found[name]) for name in graph.names), key=lambda item: -item[1])
 
 
@@ -130,15 +134,31 @@ def blocks_to_open(errors: Sequence[float]) -> list[int]:
     return order
 
 
+def _like_the_middle(errors: Sequence[float | None]) -> list[float]:
+    """The errors; those not known are the median of the others."""
+    middle = statistics.median([error for error in errors if error is not None] or [0.0])
+    return [middle if error is None else error for error in errors]
+
+
 def _errors(
-    graph: SwitchedGraph, batches: Iterable[Feeds], subsets: Sequence[Sequence[str]], distance: Distance, ledger: Ledger | None
-) -> list[float]:
-    """Error of each set of MatMuls, quantized with all others in float; the reference runs only where something is not known."""
-    totals = np.zeros((len(subsets), 2))
+    graph: SwitchedGraph,
+    batches: Iterable[Feeds],
+    subsets: Sequence[Sequence[str]],
+    distance: Distance,
+    ledger: Ledger | None,
+    out_of_time: Callable[[], bool],
+) -> list[float | None]:
+    """Error of each set of MatMuls, quantized with all others in float, None where no batch was run before time was up.
+
+    The reference runs only where something is not known.
+    """
+    totals, measured = np.zeros((len(subsets), 2)), [False] * len(subsets)
     for number, feeds in enumerate(batches if subsets else ()):
         reference: list[np.ndarray] | None = None
         for index, names in enumerate(subsets):
             sums = ledger.known_error(number, names) if ledger is not None else None
+            if sums is None and out_of_time():
+                continue
             if sums is None:
                 reference = _answers(graph, (), feeds) if reference is None else reference
                 pairs = zip(reference, _answers(graph, names, feeds), strict=True)
@@ -147,9 +167,11 @@ def _errors(
                 if ledger is not None:
                     ledger.add_error(number, names, sums)
             totals[index] += sums
+            measured[index] = True
     graph.switch_on(())
     errors = totals[:, 0] / np.maximum(totals[:, 1], 1e-30)
-    return [float(error) if error < _NOT_FINITE else _NOT_FINITE for error in errors]  # no comparison holds for NaN
+    finite = [float(error) if error < _NOT_FINITE else _NOT_FINITE for error in errors]  # no comparison holds for NaN
+    return [error if ran else None for error, ran in zip(finite, measured, strict=True)]
 
 
 def _answers(graph: SwitchedGraph, names: Sequence[str], feeds: Feeds) -> list[np.ndarray]:

@@ -35,8 +35,8 @@ def choose(judged: Sequence[Candidate], objective: Objective) -> Candidate | Non
 def outdone(candidate: Candidate, judged: Sequence[Candidate], objective: Objective) -> str | None:
     """Why a candidate that was not judged yet cannot be chosen any more, or None: one that holds the accuracy gate is better.
 
-    That one is clearly faster over the workload by the bounds of the quick race, further than what counts as equal, at no point
-    clearly slower, and no larger. Judging a graph that generates text takes longer than all its timing.
+    That one is faster over the workload by the bounds of the quick race, by more than what counts as equal, at no point clearly
+    slower, and no larger. Judging a graph that generates text takes longer than all its timing.
     """
     if objective == "size" or not candidate.timings:
         return None
@@ -47,7 +47,8 @@ def outdone(candidate: Candidate, judged: Sequence[Candidate], objective: Object
         most, least = (math.prod(values) ** (1 / len(pairs)) for values in zip(*map(_bounds, pairs), strict=True))
         somewhere_faster = any(own.speedup_lower_bound > its.speedup_upper_bound for own, its in pairs)
         smaller = candidate.size_bytes < other.size_bytes * (1 - NEAR_EQUAL)
-        if most < least * (1 - NEAR_EQUAL) and not somewhere_faster and not smaller:
+        slower = most < least and candidate.speedup < other.speedup * (1 - NEAR_EQUAL)
+        if slower and not somewhere_faster and not smaller:
             return (
                 f"at most {most:.2f}x float in the quick race; {other.name} is at least {least:.2f}x and holds the accuracy gate"
             )

@@ -57,6 +57,8 @@ CONFIRMATIONS = 3
 """How many more MatMuls go to float, one by one, where the kernels round a little worse than the switches said."""
 RANKING_BATCHES = 2
 """Calibration batches, mostly of different lengths, whose first texts the ranking is measured on."""
+RANKING_SHARE = 0.5
+"""Of the time that is left, the most that the ranking takes: without a trial the best ranking finds nothing."""
 WORTH_IT, CLEARLY_WORTH_IT = 1.05, 1.2
 """A rung is searched only if it was this much faster, all in 8 bit, than the best candidate that holds the gate.
 
@@ -121,13 +123,17 @@ def _search(
     blocks = _blocks(rung, prepared, ctx)
     by_block = f", in {len(blocks)} blocks first" if len(blocks) < len(prepared.matmuls) else ""
     ctx.progress.step(f"ranking the {len(prepared.matmuls)} MatMuls of {missed.name} by sensitivity{by_block}")
+    rank_until = time.monotonic() + RANKING_SHARE * max(0.0, deadline - time.monotonic())
     ranking = rank_by_sensitivity(
         switched,
         [few for feeds in calibration.batches[:RANKING_BATCHES] for few in first_texts([feeds])],
         blocks=blocks,
         distance=_distance(ctx.artifacts["export"].contract),
         ledger=journal,
+        out_of_time=lambda: time.monotonic() > rank_until,
     )
+    if time.monotonic() > rank_until:
+        ctx.progress.step(f"half of the search's time is spent: the MatMuls of {missed.name} are ranked by what was measured")
     errors = dict(ranking)
 
     def holds(kept_float: frozenset[str], error_share: float) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -135,10 +136,12 @@ def test_equals_are_both_in_the_pareto_set() -> None:
 def timed(name: str, *points: tuple[float, float], **fields: Any) -> Candidate:
     """With a least and a most speed-up at each point."""
     timings = tuple(PointTiming(f"p{i}", 10, 5, 6, (low + high) / 2, low, high, True) for i, (low, high) in enumerate(points))
-    return candidate(name, timings=timings, **fields)
+    speedup = math.prod(item.speedup for item in timings) ** (1 / len(timings))
+    return candidate(name, timings=timings, speedup=speedup, **fields)
 
 
 FAST = timed("fast", (1.9, 2.1), (1.4, 1.6))
+EXACT = timed("fast", (1.89, 1.91), (1.39, 1.41))
 
 
 def test_who_is_clearly_slower_than_one_that_holds_is_not_judged() -> None:
@@ -154,13 +157,14 @@ def test_who_is_clearly_slower_than_one_that_holds_is_not_judged() -> None:
     "rival",
     [
         pytest.param(timed("near", (1.8, 2.0), (1.4, 1.6)), id="equal within the bounds"),
+        pytest.param(timed("exact", (1.84, 1.86), (1.34, 1.36)), id="slower by less than what counts as equal"),
         pytest.param(timed("other", (1.0, 1.1), (1.7, 1.8)), id="faster at one point"),
         pytest.param(timed("small", (1.1, 1.2), (1.4, 1.6), size_bytes=40), id="smaller"),
         pytest.param(candidate("untimed"), id="not timed"),
     ],
 )
 def test_who_may_still_be_wanted_is_judged(rival: Candidate) -> None:
-    assert outdone(rival, [FLOAT, FAST], "latency") is None
+    assert outdone(rival, [FLOAT, FAST if rival.name != "exact" else EXACT], "latency") is None
 
 
 def test_for_size_everyone_is_judged() -> None:

@@ -94,8 +94,8 @@ class Decoding:
 
     @property
     def room(self) -> int:
-        """Tokens of a row that fit behind those read, without a larger cache; less than 1 where it must grow first."""
-        return self.cache.capacity - self._width
+        """Tokens of a row that fit behind those read, into the model's context and without a larger cache."""
+        return min(self.cache.capacity, self._decoder.settings.context_length) - self._width
 
     def step(self, ids: np.ndarray) -> np.ndarray:
         """Read one more token of every row.

@@ -20,6 +20,7 @@ class Lookahead:
         decoding: of one row, whose graph gives the logits of several tokens; it is stepped by this class only, until
             :meth:`settle`.
         most_guesses: in a step.
+        price: of a guess, see :class:`~hfaccel.runtime.generation.prompt_lookup.PromptLookup`.
 
     Attributes:
         tokens: token ids of the row, without guesses.
@@ -27,13 +28,13 @@ class Lookahead:
         saved_steps: right guesses so far.
     """
 
-    def __init__(self, decoding: Decoding, most_guesses: int) -> None:
+    def __init__(self, decoding: Decoding, most_guesses: int, price: float) -> None:
         self.tokens: list[list[int]] = [list(decoding.tokens[0])]
         self.logits = decoding.logits
         self.saved_steps = 0
         self._decoding = decoding
         self._most_guesses = most_guesses
-        self._lookup = PromptLookup(self.tokens[0])
+        self._lookup = PromptLookup(self.tokens[0], price)
         self._guesses: list[int] = []  # read already, and not chosen yet
         self._after_guesses = decoding.logits[:0]  # [guesses, vocabulary]
 

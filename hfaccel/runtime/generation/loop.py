@@ -65,4 +65,4 @@ def generate_tokens(
 def _ahead(decoder: Decoder, decoding: Decoding, settings: SamplingSettings) -> Lookahead | None:
     if len(decoding.tokens) > 1 or not settings.prompt_lookup_num_tokens or not decoder.gives_several_logits:
         return None
-    return Lookahead(decoding, settings.prompt_lookup_num_tokens)
+    return Lookahead(decoding, settings.prompt_lookup_num_tokens, decoder.settings.guess_price)

@@ -10,8 +10,6 @@ from collections.abc import Sequence
 
 LONGEST_MATCH = 4
 """Most tokens that must agree; a longer match is not more certain by much."""
-PRICE = 0.25
-"""Time of one more token in a step, as a part of the step's. Measured 0.14 to 0.31 for weights in blocks, 0.05 to 0.1 for float."""
 _FIRST_CHANCES = (0.2, 0.45, 0.65, 0.8)
 """Chance that a guess after 1, 2, 3 or 4 equal tokens is right, before any was tried: of answers to 60 prompts of four kinds."""
 _FIRST_TRIES = 4.0
@@ -23,9 +21,11 @@ class PromptLookup:
 
     Args:
         tokens: ids of the prompt.
+        price: time of one more token in a step, as a part of the step's; about 0.3 for weights in blocks, 0.1 for float.
     """
 
-    def __init__(self, tokens: Sequence[int]) -> None:
+    def __init__(self, tokens: Sequence[int], price: float) -> None:
+        self._price = price
         self._recent: tuple[int, ...] = ()
         self._followers: dict[tuple[int, ...], int] = {}
         self._right = [chance * _FIRST_TRIES for chance in _FIRST_CHANCES]
@@ -57,9 +57,9 @@ class PromptLookup:
             length, token = found
             chance *= self._right[length - 1] / self._tried[length - 1]
             # One more pays if it raises the tokens that a step is expected to give, per time of the step.
-            if chance * cost <= PRICE * expected:
+            if chance * cost <= self._price * expected:
                 break
-            expected, cost = expected + chance, cost + PRICE
+            expected, cost = expected + chance, cost + self._price
             guessed.append(token)
             recent = (*recent, token)[-LONGEST_MATCH:]
         return guessed

@@ -199,6 +199,30 @@ def test_batches_are_taken_one_at_a_time_and_count_together(model: onnx_ir.Model
     assert graph.switched == frozenset()
 
 
+@pytest.mark.parametrize("runs", [0, 1, 4, 11, 13, 20, 10_000])
+def test_a_ranking_that_runs_out_of_time_ranks_by_what_it_has(fragile_in_two_blocks: CountingGraph, runs: int) -> None:
+    graph, notes = fragile_in_two_blocks, Notes()
+    graph.runs, graph.lifetime = [], 10_000
+    blocks = blocks_of(NAMES, LAYER_OF)
+
+    def out_of_time() -> bool:
+        return len(graph.runs) >= runs
+
+    ranking = rank_by_sensitivity(graph, [texts(1)], blocks=blocks, ledger=notes, out_of_time=out_of_time)
+    assert len(graph.runs) <= runs + 1  # asked before a pair of runs, the reference being one of them
+    assert sorted(name for name, _ in ranking) == sorted(NAMES)
+    errors = [error for _, error in ranking]
+    assert errors == sorted(errors, reverse=True)
+    measured = {name: error for name, error in ranking if (0, frozenset({name})) in notes}
+    for name, error in measured.items():
+        moved, relative_to = notes[0, frozenset({name})]
+        assert error == moved / relative_to
+    if runs == 11:  # every block, and none of the MatMuls inside: both bad blocks come first, their members alike
+        assert {name for name, _ in ranking[: 2 * PER_LAYER]} == {*NAMES[6:12], *NAMES[48:54]}
+    if runs == 10_000:
+        assert ranking == rank_by_sensitivity(graph, [texts(1)], blocks=blocks)
+
+
 def test_an_iterator_is_refused_because_it_would_be_spent(model: onnx_ir.Model, tmp_path: Path) -> None:
     graph = graph_with(model, tmp_path, {}, names=NAMES[:2])
     with pytest.raises(TypeError, match="gone through twice: give a list or another iterable, not an iterator"):

@@ -25,6 +25,7 @@ from hfaccel.runtime.generation.sampling import SamplingSettings, make_generator
 REPEATED = [1, *([17, 300, 42, 9, 7] * 4)]
 OTHERS = [[1, 5, 6], [1, 9, 8, 7, 6, 5]]
 NEW = 60
+PRICE = 0.25
 Guess = Callable[[PromptLookup, int], list[int]]
 _GUESS = PromptLookup.guess
 
@@ -92,7 +93,7 @@ def test_draws_and_penalties_choose_the_same_tokens(
 
 def test_right_guesses_save_steps(keeping: Any) -> None:
     decoder = keeping.open()
-    ahead = Lookahead(decoder.prefill([REPEATED], room=NEW), 8)
+    ahead = Lookahead(decoder.prefill([REPEATED], room=NEW), 8, PRICE)
     expected = keeping.expected(REPEATED, NEW)
     for token in expected:
         assert int(ahead.logits.argmax()) == token
@@ -119,9 +120,11 @@ def test_a_row_that_is_left_alone_goes_on_with_guesses(keeping: Any) -> None:
     assert found == [keeping.expected(row, NEW - 7 * place) for place, row in enumerate(rows)]
 
 
-def test_guesses_stay_inside_the_context(keeping: Any) -> None:
-    decoder = keeping.open()
-    room = keeping.settings.context_length - len(REPEATED)
+@pytest.mark.parametrize("context", [192, 150])  # the cache has room for 192 tokens in both
+def test_guesses_stay_inside_the_context(keeping: Any, context: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PromptLookup, "guess", wrong_guesses)
+    decoder = replace(keeping, settings=replace(keeping.settings, context_length=context)).open()
+    room = context - len(REPEATED)
     assert answers(decoder, [REPEATED], SamplingSettings(max_new_tokens=room)) == [keeping.expected(REPEATED, room)]
 
 
@@ -138,7 +141,7 @@ def test_a_number_of_guesses_that_cannot_be(make_model: Any) -> None:
 
 @given(st.lists(st.integers(0, 5), max_size=40), st.lists(st.integers(0, 5), max_size=40), st.integers(0, 8))
 def test_only_what_followed_before_is_guessed(prompt: list[int], answer: list[int], most: int) -> None:
-    lookup = PromptLookup(prompt)
+    lookup = PromptLookup(prompt, PRICE)
     for token in answer:
         lookup.append(token)
     read = [*prompt, *answer]
@@ -150,16 +153,21 @@ def test_only_what_followed_before_is_guessed(prompt: list[int], answer: list[in
 
 def test_guesses_grow_bolder_where_they_are_right() -> None:
     cycle = [5, 6, 7, 8, 9, 10, 11]
-    lookup = PromptLookup(cycle * 2)
+    lookup = PromptLookup(cycle * 2, PRICE)
     before = len(lookup.guess(8))
     for token in cycle * 6:
         lookup.append(token)
     assert 1 <= before < len(lookup.guess(8))
 
 
+def test_cheap_guesses_are_made_sooner() -> None:
+    tokens = np.random.default_rng(0).integers(0, 9, 200).tolist()
+    assert len(PromptLookup(tokens, 0.05).guess(8)) > len(PromptLookup(tokens, 0.9).guess(8))
+
+
 def test_hardly_anything_is_guessed_where_nothing_can_be_known() -> None:
     tokens = np.random.default_rng(0).integers(0, 5, 300).tolist()
-    lookup = PromptLookup(tokens[:20])
+    lookup = PromptLookup(tokens[:20], PRICE)
     counts = []
     for token in tokens[20:]:
         lookup.append(token)

@@ -1,0 +1,56 @@
+"""What a guessed token costs in the graph that ships, measured, so that the run time guesses as far as it pays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hfaccel.measure.host import physical_cores
+from hfaccel.measure.timing import interleaved
+from hfaccel.runtime.generation.decoder import Decoder
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from hfaccel.artifact.contract import Contract, SessionSettings
+    from hfaccel.stages.base import StageContext
+
+_GUESSES = 3
+"""Of the longer step; prompt lookup rarely guesses more than five, and the first ones cost the least."""
+_PROMPT_TOKENS = 128
+_SECONDS = 1.0
+_LEAST, _MOST = 0.02, 1.0
+
+
+def with_guess_price(contract: Contract, graph: Path, session: SessionSettings, ctx: StageContext) -> Contract:
+    """The contract with the ``guess_price`` of a decoder; as it is where nothing is timed or nothing can be guessed.
+
+    Args:
+        contract: of the graph.
+        graph: that ships.
+        session: settings that it runs with.
+        ctx: of the stage; off the target nothing is timed.
+    """
+    settings = contract.generation
+    if settings is None or settings.encoder is not None or not ctx.on_target:
+        return contract
+    decoder = Decoder(graph, replace(session, intra_op_num_threads=session.intra_op_num_threads or physical_cores()), settings)
+    prompt = min(_PROMPT_TOKENS, settings.context_length // 2)
+    if not decoder.gives_several_logits or prompt < 1 or settings.context_length - prompt <= _GUESSES:
+        return contract
+    ids = np.random.default_rng(ctx.recipe.seed).integers(0, settings.vocabulary_size, prompt + 1 + _GUESSES).tolist()
+    decoding = decoder.prefill([ids[:prompt]], room=1 + _GUESSES)
+
+    def reading(tokens: int) -> Callable[[], None]:
+        def run() -> None:
+            decoding.read_ahead(ids[prompt : prompt + tokens])
+            decoding.take_back(tokens)
+
+        return run
+
+    timings = interleaved({"step": reading(1), "guessing": reading(1 + _GUESSES)}, seconds=_SECONDS, pause_s=0.0)
+    price = (timings["guessing"].p50 / timings["step"].p50 - 1) / _GUESSES
+    return replace(contract, generation=replace(settings, guess_price=round(min(_MOST, max(_LEAST, price)), 3)))
