@@ -239,7 +239,7 @@ def _harm(candidate: Candidate) -> str | None:
     verdict = candidate["verdict"]
     loss = worst_loss(verdict)
     if loss:
-        return f"{loss['metric']} loss {loss['loss']:+.2%}, at most {loss['upper_bound']:+.2%}"
+        return f"{loss['metric']} loss {loss['loss']:+z.2%}, at most {loss['upper_bound']:+z.2%}"
     if verdict and verdict.get("agreement_mean") is not None:
         return f"same answer in {verdict['agreement_mean']:.2%}, at least {verdict['agreement_lower_bound']:.2%}"
     if verdict:

@@ -54,7 +54,7 @@ def _loss(verdict: Mapping[str, Any] | None) -> str:
     if not verdict or not verdict["losses"]:
         return ""
     worst = max(verdict["losses"], key=lambda loss: loss["upper_bound"])
-    return f"{worst['loss']:+.2%} ({worst['upper_bound']:+.2%})"
+    return f"{worst['loss']:+z.2%} ({worst['upper_bound']:+z.2%})"
 
 
 def _number(verdict: Mapping[str, Any] | None, key: str) -> str:

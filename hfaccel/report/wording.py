@@ -49,7 +49,7 @@ def megabytes(value: int | None) -> str:
 
 def percent(value: float, *, signed: bool = False) -> str:
     """A share in per cent; two decimals."""
-    return f"{value:+.2%}" if signed else f"{value:.2%}"
+    return f"{value:+z.2%}" if signed else f"{value:.2%}"
 
 
 def point_words(point: str) -> str:

@@ -80,10 +80,10 @@ class Decoding:
             ids[index, : len(row)] = row
             self._mask[index, first + len(row) : first + width] = 0
         positions = np.broadcast_to(np.arange(first, first + width, dtype=np.int64), ids.shape)
-        session, binding = self._decoder.session, self._binding
+        session = self._decoder.session
         if self._decoder.prompt_session is not None and ids.size >= PROMPT_TOKENS:
             session = self._decoder.prompt_session
-            binding = self._bound(session)
+        binding = self._bound(session)  # of its own: steps bind another output
         binding.bind_output("logits", "cpu")
         self._run(session, binding, ids, positions, rows)
         logits = binding.get_outputs()[-1].numpy()  # bound last; a graph may give one row of logits per token

@@ -55,13 +55,13 @@ class Lookahead:
         self._lookup.append(token)
         if self._guesses and self._guesses[0] == token:
             self.saved_steps += 1
+            self._guesses = self._guesses[1:]
         else:
             self.settle()
-            self._guesses = [token, *self._lookup.guess(min(self._most_guesses, self._decoding.room - 1))]
-            self._after_guesses = self._decoding.read_ahead(self._guesses)
-        self.logits = self._after_guesses[:1]
-        del self._guesses[0]
-        self._after_guesses = self._after_guesses[1:]
+            guesses = self._lookup.guess(min(self._most_guesses, self._decoding.room - 1))
+            self._after_guesses = self._decoding.read_ahead([token, *guesses])
+            self._guesses = guesses  # only now: what an interrupted run did not read must not be taken back
+        self.logits, self._after_guesses = self._after_guesses[:1], self._after_guesses[1:]
         return self.logits
 
     def settle(self) -> None:

@@ -17,6 +17,7 @@ from hfaccel.errors import UsageError
 from hfaccel.rewrites.graphs import load_graph, save_graph
 from hfaccel.rewrites.last_token_logits import last_token_logits
 from hfaccel.runtime.generation.decoder import Decoder
+from hfaccel.runtime.generation.decoding import Decoding
 from hfaccel.runtime.generation.lookahead import Lookahead
 from hfaccel.runtime.generation.loop import generate_tokens
 from hfaccel.runtime.generation.prompt_lookup import PromptLookup
@@ -111,6 +112,21 @@ def test_what_was_guessed_wrongly_is_not_kept_for_the_next_prompt(keeping: Any, 
     decoder.forget()
     answers(decoder, [REPEATED], SamplingSettings(max_new_tokens=10))
     assert answers(decoder, [longer], SamplingSettings(max_new_tokens=NEW)) == [keeping.expected(longer, NEW)]
+
+
+def test_an_interrupted_step_leaves_what_was_read(keeping: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = keeping.open()
+    ahead = Lookahead(decoder.prefill([REPEATED], room=NEW), 8, PRICE)
+
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Decoding, "_run", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            ahead.step(np.array([17]))
+    ahead.settle()
+    assert ahead._decoding.tokens == [REPEATED]
 
 
 def test_a_row_that_is_left_alone_goes_on_with_guesses(keeping: Any) -> None:
