@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from hfaccel.runtime.session import Runner
 
 NAME: StageName = "accuracy"
-REVISION = 14
+REVISION = 15
 LIBRARIES = (
     "torch",
     "transformers",
