@@ -155,8 +155,7 @@ def bench(
     threads = _threads(manifest)
     source = model or _source_of(manifest)
     task = _task(manifest)
-    only_for_texts = {"--end-to-end": end_to_end, "--graph-only": graph_only}
-    only_for_texts |= {"--calibration": calibration is not None}
+    only_for_texts = {"--end-to-end": end_to_end, "--graph-only": graph_only, "--calibration": calibration is not None}
     request = BenchRequest(artifact, manifest, workload, source, threads, seconds, plot, trust_remote_code)
     engines = _DEFAULT_PEER if against is None else against
     if task in _ENCODER_DECODERS:

@@ -103,7 +103,7 @@ def _bench_texts(output: Output, asked: BenchRequest, names: Sequence[AnswerPeer
     title = f"source: up to the first new token; answer: the other new ones; greedy, one text; {machine_title(context)}"
     output.table(title, COLUMNS, [row.cells() for row in rows])
     _show_rest(output, not_compared, context)
-    draw_plot(output, asked, lambda path, title: draw_generation(rows, path, title=title, parts=("source", "answer")))
+    draw_plot(output, asked, lambda path, title: draw_generation(rows, path, title=title))
 
 
 def _bench_speech(output: Output, asked: BenchRequest, names: Sequence[AnswerPeerName], data: str) -> None:

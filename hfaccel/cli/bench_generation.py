@@ -68,7 +68,10 @@ def _bench_engines(output: Output, asked: BenchRequest, against: str, stream: Pa
 
     peers = parse_decoder_peers(against)
     requests, model = open_requests(asked)
-    texts = {} if stream is None else {item: prompts_from(stream, model, item.prompt, most=_TEXTS) for item in requests}
+    prompts: dict[Request, list[list[int]]] = {}
+    if stream is not None:
+        for request in requests:
+            prompts[request] = [model.encode(text) for text in prompts_from(stream, model, request.prompt, most=_TEXTS)]
     context = bench_context(output, asked)
     engines = open_decoders(
         peers,
@@ -86,7 +89,7 @@ def _bench_engines(output: Output, asked: BenchRequest, against: str, stream: Pa
         requests,
         vocabulary_size=model.decoder.settings.vocabulary_size,
         watch=stopwatch(output, asked.seconds, failures),
-        prompts={request: [model.encode(text) for text in found] for request, found in texts.items()},
+        prompts=prompts,
     )
     not_compared = [*engines.absent, *dict.fromkeys(failures)]
     output.result({**context, "not_compared": [item.to_json() for item in not_compared], "rows": [row.to_json() for row in rows]})
@@ -94,11 +97,7 @@ def _bench_engines(output: Output, asked: BenchRequest, against: str, stream: Pa
     for item in not_compared:
         output.line(f"{item.name}: {item.reason}")
     output.line(f"files: {context['size_bytes'] / _MEBIBYTE:.1f} MiB")
-    draw_plot(
-        output,
-        asked,
-        lambda path, title: draw_generation(rows, path, title=title, parts=tuple(dict.fromkeys(row.part for row in rows))),
-    )
+    draw_plot(output, asked, lambda path, title: draw_generation(rows, path, title=title))
 
 
 def open_requests(asked: BenchRequest) -> tuple[tuple[Request, ...], GenerationModel]:

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from hfaccel.runtime.tokenizer import Text
 
 
+_TEXTS = 8
+"""That the step with guessed tokens is the mean of."""
+
+
 @dataclass(frozen=True)
 class _Climbed:
     """What a ladder gave: its rows, what it left out, and what was asked of each step."""
@@ -77,13 +81,13 @@ def bench_decoder_ladder(
     from hfaccel.measure.cached_stages import cached_stages, check_stages
     from hfaccel.measure.ladder import run_ladder
     from hfaccel.measure.ladder_decoder import DecoderWay, decoder_way, python_encoder
-    from hfaccel.measure.prompts import MOST_PROMPTS, prompts_from
+    from hfaccel.measure.prompts import prompts_from
     from hfaccel.measure.stopwatch import Stopwatch
 
     if len(requests) != 1:
         raise UsageError("the ladder times one request", where="--workload", hint="give one, e.g. --workload 128+128")
     request = requests[0]
-    prompts = () if stream is None else prompts_from(stream, model, request.prompt, most=max(MOST_PROMPTS, together))
+    prompts = () if stream is None else prompts_from(stream, model, request.prompt, most=max(_TEXTS, together))
     with cached_stages(asked.manifest) as stages:
         check_stages(stages, asked.manifest, asked.folder)
         context = bench_context(output, asked)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfaccel.errors import UsageError
-from hfaccel.measure.generation_bench import PARTS, GenerationRow
+from hfaccel.measure.generation_bench import GenerationRow
 from hfaccel.measure.ladder import notes
 from hfaccel.measure.verdict import NOT_STABLE
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 _WRAP_AT = 22
 
 
-def draw_generation(rows: Sequence[GenerationRow | AnswerRow], path: Path, *, title: str, parts: Sequence[str] = PARTS) -> None:
-    """Draw a panel for what is read and one for answers, with a bar of tokens per second for each engine and request.
+def draw_generation(rows: Sequence[GenerationRow | AnswerRow], path: Path, *, title: str) -> None:
+    """Draw a panel for each part that was timed, with a bar of tokens per second for each engine and request.
 
     What was not stable has no bar.
 
@@ -27,12 +27,12 @@ def draw_generation(rows: Sequence[GenerationRow | AnswerRow], path: Path, *, ti
         rows: at least one.
         path: .png or .svg, see :func:`hfaccel.measure.plot.check_plot_path`.
         title: over the picture.
-        parts: what has a panel.
 
     Raises:
         UsageError: the file cannot be written.
     """
     engines = list(dict.fromkeys(row.engine for row in rows))
+    parts = list(dict.fromkeys(row.part for row in rows))
     requests = list(dict.fromkeys(row.request for row in rows))
     figure = _figure(1.5 + 2 * max(4.5, 0.4 * len(engines) * len(requests)), 4.2, title)
     width = 0.8 / len(engines)

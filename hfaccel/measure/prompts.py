@@ -12,8 +12,6 @@ from hfaccel.measure.workload import longest_fit
 if TYPE_CHECKING:
     from hfaccel.runtime.generation.model import GenerationModel
 
-MOST_PROMPTS = 8
-
 
 def prompts_from(path: Path, model: GenerationModel, length: int, *, most: int) -> tuple[str, ...]:
     """The beginnings of the first texts of a file, each of about ``length`` tokens.

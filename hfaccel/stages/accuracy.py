@@ -142,14 +142,14 @@ def _judge_all(
 ) -> list[Candidate]:
     """The candidates, judged. Of those that generate text the fastest comes first, and who cannot win any more is not judged."""
     objective, judged = ctx.recipe.measure.objective, dict[str, Candidate]()
-    order = list(candidates)
-    if not isinstance(examiner, Examiner):
+    order, generates = list(candidates), not isinstance(examiner, Examiner)
+    if generates:
         order.sort(key=lambda item: (item.name != FLOAT_PARENT, -merit(item, objective)))
     for number, candidate in enumerate(order):
         ctx.progress.advance(number, len(order))
         if candidate.reason is not None:
             continue
-        better = None if isinstance(examiner, Examiner) else outdone(candidate, list(judged.values()), objective)
+        better = outdone(candidate, list(judged.values()), objective) if generates else None
         if better is None:
             judged[candidate.name] = _judge(candidate, artifact, examiner, ctx)
         else:

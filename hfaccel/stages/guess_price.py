@@ -6,10 +6,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from hfaccel.measure.host import physical_cores
 from hfaccel.measure.timing import interleaved
+from hfaccel.measure.token_engines import draw_tokens
 from hfaccel.runtime.generation.decoder import Decoder
 
 if TYPE_CHECKING:
@@ -41,7 +40,7 @@ def with_guess_price(contract: Contract, graph: Path, session: SessionSettings, 
     prompt = min(_PROMPT_TOKENS, settings.context_length // 2)
     if not decoder.gives_several_logits or prompt < 1 or settings.context_length - prompt <= _GUESSES:
         return contract
-    ids = np.random.default_rng(ctx.recipe.seed).integers(0, settings.vocabulary_size, prompt + 1 + _GUESSES).tolist()
+    ids = draw_tokens(prompt + 1 + _GUESSES, settings.vocabulary_size, seed=ctx.recipe.seed)
     decoding = decoder.prefill([ids[:prompt]], room=1 + _GUESSES)
 
     def reading(tokens: int) -> Callable[[], None]:

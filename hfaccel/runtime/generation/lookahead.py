@@ -2,7 +2,8 @@
 
 Speculative decoding (Leviathan et al., 2023, arXiv:2211.17192) with guesses that cost nothing. Every token is still chosen from the
 model's own logits after the tokens before it, also where tokens are drawn: guesses change how long it takes, not what is chosen.
-(To the last bit a kernel may sum several tokens in another order than one, as it does for rows of a batch.)
+(A kernel may sum several tokens in another order than one, as it does for rows of a batch. Of float graphs that is the last bit; where
+activations are rounded it grows to the size of the rounding error, and a near tie may fall the other way.)
 """
 
 from __future__ import annotations

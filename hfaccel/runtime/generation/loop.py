@@ -38,11 +38,10 @@ def generate_tokens(
         DataError: a prompt that cannot be read.
     """
     decoding = decoder.prefill(rows, room=settings.max_new_tokens)
-    ahead = _ahead(decoder, decoding, settings)
+    steps = _steps(decoder, decoding, settings)
     active = list(range(len(rows)))
     try:
         while True:
-            steps = ahead or decoding
             chosen = choose(steps.logits, steps.tokens, settings, [generators[row] for row in active])
             tokens = chosen.tolist()
             going = [place for place, row in enumerate(active) if not accept(row, tokens[place])]
@@ -52,17 +51,17 @@ def generate_tokens(
             if len(going) < len(active):
                 decoding.keep_rows(going)
                 active = [active[place] for place in going]
-                ahead = _ahead(decoder, decoding, settings)
-                steps = ahead or decoding
+                steps = _steps(decoder, decoding, settings)
             steps.step(chosen[going])
     finally:
         if len(rows) == 1:
-            if ahead is not None:
-                ahead.settle()
+            if isinstance(steps, Lookahead):
+                steps.settle()
             decoder.keep(decoding)
 
 
-def _ahead(decoder: Decoder, decoding: Decoding, settings: SamplingSettings) -> Lookahead | None:
+def _steps(decoder: Decoder, decoding: Decoding, settings: SamplingSettings) -> Decoding | Lookahead:
+    """What takes the steps: the batch itself, or of a row that is alone what guesses ahead for it."""
     if len(decoding.tokens) > 1 or not settings.prompt_lookup_num_tokens or not decoder.gives_several_logits:
-        return None
+        return decoding
     return Lookahead(decoding, settings.prompt_lookup_num_tokens, decoder.settings.guess_price)

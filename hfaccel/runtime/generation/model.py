@@ -102,7 +102,8 @@ class GenerationModel:
             stream: give the answer in pieces while it grows; for a single prompt.
             max_batch: most prompts computed at once; prompts of like length go together.
             prompt_lookup_num_tokens: most tokens that a prompt which is computed alone guesses in a step, by what followed the same
-                tokens before; 0 guesses none. Guesses save time where an answer repeats what was there, and change no choice.
+                tokens before; 0 guesses none. Guesses save time where an answer repeats what was there. In 8 or 4 bit a near tie
+                may fall another way with them, as it may among other rows of a batch.
 
         Returns:
             The new text without special tokens: a str for one prompt, a list of str for several, an iterator of pieces with

@@ -33,8 +33,8 @@ class SamplingSettings:
         repetition_penalty: above 1 makes tokens less likely that the prompt or the answer has already.
         seed: repeats the draws; None draws new ones each time.
         stop: texts that end the answer; it ends before them.
-        prompt_lookup_num_tokens: most tokens that a row which is alone guesses in a step; 0 guesses none. What is chosen stays the
-            same, see :mod:`hfaccel.runtime.generation.lookahead`.
+        prompt_lookup_num_tokens: most tokens that a row which is alone guesses in a step; 0 guesses none. What that changes
+            is told at :mod:`hfaccel.runtime.generation.lookahead`.
 
     Raises:
         UsageError: a value that its option cannot have.
