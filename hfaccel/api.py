@@ -94,7 +94,8 @@ def compile(  # noqa: A001 - the design's public name
         workload: batch x length points, as a sequence or separated by commas.
         precision: ``fp32``, ``bf16``, ``int8`` or ``int4`` as a demand; None leaves it to the recipe.
         engines: which may compete: names as a sequence or separated by commas, or ``auto``; None leaves it to the recipe.
-        budget: search thoroughly, at most so many seconds: rungs that missed the accuracy gate return MatMuls to float.
+        budget: search thoroughly, at most so many seconds: rungs that missed the accuracy gate return MatMuls to float, of
+            decoders those in 4 bit to 8.
         max_p95_ms: limit on the 95th percentile of a run's time, at every point of the workload.
         max_size_bytes: limit on graph and weights.
         strict: a missed fusion contract fails instead of warning.

@@ -103,6 +103,8 @@ def _pinned_ladder(recipe: Recipe, chosen: Candidate) -> tuple[Rung, ...]:
         "blockwise_matmuls": chosen.blockwise,
         "inference_precision": chosen.session.inference_precision,
     }
+    if chosen.eight_bit:
+        found |= {"eight_bit": (), "eight_bit_matmuls": tuple(name for name, _ in chosen.eight_bit)}
     return (rung.model_copy(update={"name": chosen.name, **found}),)
 
 

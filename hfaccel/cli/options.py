@@ -41,7 +41,8 @@ Engines = Annotated[
 Budget = Annotated[
     str | None,
     typer.Option(
-        help="Search thoroughly, at most this long, e.g. 10m: rungs that missed the accuracy gate return MatMuls to float."
+        help="Search thoroughly, at most this long, e.g. 10m: rungs that missed the accuracy gate return MatMuls to float, "
+        "of decoders those in 4 bit to 8."
     ),
 ]
 SlowestRun = Annotated[

@@ -18,6 +18,7 @@ from hfaccel.quant.calibration import ActivationStatistics, Feeds, observe
 from hfaccel.quant.gptq import store_compensated, store_nearest
 from hfaccel.quant.layers import part_of
 from hfaccel.quant.methods import MOMENT_ROUNDINGS, scale_first
+from hfaccel.quant.more_bits import float_weights, write_with_eight_bits
 from hfaccel.quant.outlier_neurons import feed_forward_blocks, split_outlier_neurons
 from hfaccel.quant.prompt_graph import write_prompt_graph
 from hfaccel.quant.quantize_cache import quantize_cache
@@ -211,10 +212,12 @@ def quantize_graph(
 def _write_weight_only(rung: Rung, prepared: PreparedGraph, nodes: Sequence[str], folder: Path, *, saturates: bool) -> Path:
     in_channels = [name for name in nodes if name in prepared.in_channels]
     model, scratch = prepared.model, folder / "scratch"
+    exact = float_weights(model, rung.eight_bit_matmuls)
     if rung.method in MOMENT_ROUNDINGS:
         model, method = model.clone(), MOMENT_ROUNDINGS[rung.method]
         batches = prepared.batches
         scale_first(rung, model, nodes, batches, workdir=scratch)
+        exact = float_weights(model, rung.eight_bit_matmuls)
         store_compensated(rung, model, nodes, batches, workdir=scratch, method=method, in_channels=in_channels)
         shutil.rmtree(scratch, ignore_errors=True)
     elif in_channels:
@@ -224,7 +227,7 @@ def _write_weight_only(rung: Rung, prepared: PreparedGraph, nodes: Sequence[str]
     path = write_weight_only(rung, model, left, folder, own_data_file=bool(in_channels))
     if in_channels:
         write_prompt_graph(path, in_channels, saturates=saturates)
-    return path
+    return write_with_eight_bits(path, exact, rung, folder) if exact else path
 
 
 def write_blocks(rung: Rung, graph: Path, names: Collection[str], folder: Path) -> Path:
@@ -242,7 +245,7 @@ def write_blocks(rung: Rung, graph: Path, names: Collection[str], folder: Path) 
 
 
 def _check_known(rung: Rung, prepared: PreparedGraph) -> None:
-    for field in ("float_matmuls", "blockwise_matmuls"):
+    for field in ("float_matmuls", "blockwise_matmuls", "eight_bit_matmuls"):
         unknown = set(getattr(rung, field)) - set(prepared.matmuls)
         if unknown:
             raise RecipeError(

@@ -8,6 +8,8 @@ from hfaccel.quant.weight_only import BlockwiseWeight
 
 _SHRINKS = (1.0, 0.92, 0.84, 0.76)
 """Of each end of a block's range: clipping its largest weights may serve the others better."""
+_SYMMETRIC_SHRINKS = (1.15, 1.08, 1.0, 0.92, 0.86, 0.8, 0.74)
+"""Of what the furthest weight would need to have the last level: above 1 it is the last but one or between two levels."""
 _CLIPPING_HELPS_BELOW = 255
 """Levels: with so many the largest weight costs the others nothing."""
 
@@ -53,13 +55,20 @@ def clipped_grid(weights: np.ndarray, importance: np.ndarray, highest: int) -> t
 
 
 def symmetric_grid(weights: np.ndarray, importance: np.ndarray, highest: int) -> tuple[np.ndarray, np.ndarray]:
-    """The same where zero is the middle level."""
+    """The same where zero is the middle level.
+
+    There is one level more below the middle than above. Few levels are not wasted: the weight furthest from zero gets that one, where
+    need be by a scale below zero, as onnxruntime's and llama.cpp's own rounding does.
+    """
     middle = (highest + 1) // 2
     zeros = np.full(weights.shape[1], middle, dtype=np.float32)
-    largest = np.maximum(np.abs(weights).max(axis=0), np.finfo(np.float32).tiny)
-    least, scales = np.full(weights.shape[1], np.inf, dtype=np.float32), largest
-    for shrink in _SHRINKS if highest < _CLIPPING_HELPS_BELOW else _SHRINKS[:1]:
-        scale = (largest * shrink / (middle - 1)).astype(np.float32)
+    furthest = np.take_along_axis(weights, np.abs(weights).argmax(axis=0)[None], axis=0)[0]
+    furthest = np.where(np.abs(furthest) > 0, furthest, np.finfo(np.float32).tiny)
+    few = highest < _CLIPPING_HELPS_BELOW
+    tried = [-sign * furthest * shrink / middle for shrink in _SYMMETRIC_SHRINKS for sign in (1, -1)]
+    least, scales = np.full(weights.shape[1], np.inf, dtype=np.float32), np.abs(furthest)
+    for scale in tried if few else [np.abs(furthest) / (middle - 1)]:
+        scale = scale.astype(np.float32)
         error = importance @ np.square((_nearest(weights, scale, zeros, highest) - zeros) * scale - weights)
         better = error < least
         least, scales = np.where(better, error, least), np.where(better, scale, scales)

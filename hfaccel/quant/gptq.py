@@ -18,6 +18,7 @@ from hfaccel.quant.layers import part_of
 from hfaccel.quant.moments import grouped, second_moments
 from hfaccel.quant.prompt_graph import in_blocks, round_channels
 from hfaccel.quant.weight_only import BlockwiseWeight, store_in_blocks
+from hfaccel.rewrites.last_token_logits import LAST_TOKEN
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -127,7 +128,7 @@ def store_compensated(
     exact_enough = [node.name or "" for node in model.graph if node.name in names and _has_eight_bits(node, rung)]
     products = [node for node in model.graph if node.name in names and node.name not in exact_enough]
     store_nearest(rung, model, exact_enough, in_channels)
-    reads = {node.name or "": node.inputs[0].name or "" for node in products if node.inputs[0] is not None}
+    reads = {node.name or "": _activation(node) for node in products}
     widths = {reads[node.name or ""]: _width(node) for node in products}
     for group in grouped(widths):
         moments = second_moments(model, group, batches, workdir=workdir)
@@ -160,6 +161,15 @@ def _some(batches: Sequence[Feeds]) -> Sequence[Feeds]:
 def _has_eight_bits(node: onnx_ir.Node, rung: Rung) -> bool:
     weight = node.inputs[1]
     return weight is not None and part_of(weight.name or "") in rung.eight_bit
+
+
+def _activation(node: onnx_ir.Node) -> str:
+    """Name of what a product reads; of a head, which reads the last token only, what that is picked from: all tokens tell more."""
+    value = node.inputs[0]
+    assert value is not None  # a MatMul has two inputs
+    picked = value.producer()
+    source = picked.inputs[0] if picked is not None and picked.name == LAST_TOKEN else None
+    return (value if source is None else source).name or ""
 
 
 def _width(node: onnx_ir.Node) -> int:

@@ -16,7 +16,6 @@ from typing import Protocol
 import numpy as np
 
 from hfaccel.quant.calibration import Feeds
-from hfaccel.quant.switches import SwitchedGraph
 
 RANK_EACH_UP_TO = 48
 """So many MatMuls (eight layers of most encoders) are measured one by one: blocks would save a few seconds at most."""
@@ -31,6 +30,20 @@ Sums = tuple[float, float]
 """How far answers moved, and what that is relative to; both add up over outputs and batches."""
 Distance = Callable[[np.ndarray, np.ndarray], Sums]
 """From the reference's answers and those of the graph with something quantized, arrays of one shape."""
+
+
+class Switchable(Protocol):
+    """Like :class:`hfaccel.quant.switches.SwitchedGraph`."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The MatMuls that can be switched."""
+
+    def switch_on(self, names: Sequence[str]) -> None:
+        """Quantize exactly these."""
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Outputs by name."""
 
 
 class Ledger(Protocol):
@@ -56,7 +69,7 @@ def divergence(reference: np.ndarray, actual: np.ndarray) -> Sums:
 
 
 def rank_by_sensitivity(
-    graph: SwitchedGraph,
+    graph: Switchable,
     batches: Iterable[Feeds],
     *,
     blocks: Sequence[Sequence[str]] | None = None,
@@ -141,7 +154,7 @@ def _like_the_middle(errors: Sequence[float | None]) -> list[float]:
 
 
 def _errors(
-    graph: SwitchedGraph,
+    graph: Switchable,
     batches: Iterable[Feeds],
     subsets: Sequence[Sequence[str]],
     distance: Distance,
@@ -174,7 +187,7 @@ def _errors(
     return [error if ran else None for error, ran in zip(finite, measured, strict=True)]
 
 
-def _answers(graph: SwitchedGraph, names: Sequence[str], feeds: Feeds) -> list[np.ndarray]:
+def _answers(graph: Switchable, names: Sequence[str], feeds: Feeds) -> list[np.ndarray]:
     """Outputs with exactly these MatMuls quantized; of an output [batch, sequence, channels] the positions that hold text."""
     graph.switch_on(names)
     text = feeds["attention_mask"].astype(bool)

@@ -30,8 +30,8 @@ _SMALLEST_SCALE = 1e-12
 class RoundTrips(Protocol):
     """How the kernels of a scheme see the two factors of a MatMul."""
 
-    def weight(self, weight: np.ndarray) -> np.ndarray:
-        """A weight [in, out] to integers and back, in float32."""
+    def weight(self, matmul: str, weight: np.ndarray) -> np.ndarray:
+        """The weight [in, out] of the MatMul of this name to integers and back, in float32."""
 
     def activation(self, model: onnx_ir.Model, matmul: onnx_ir.Node) -> list[onnx_ir.Node]:
         """Nodes, not yet in the graph, that take the MatMul's activation to integers and back, the last one giving the result.
@@ -54,7 +54,7 @@ class EightBitTrips:
     weights: WeightFormat
     per_channel: bool
 
-    def weight(self, weight: np.ndarray) -> np.ndarray:
+    def weight(self, _matmul: str, weight: np.ndarray) -> np.ndarray:
         """See :meth:`RoundTrips.weight`; symmetric around zero."""
         largest = np.abs(weight).max(axis=0) if self.per_channel else np.abs(weight).max()
         highest = 2 ** (self.weights.bits - 1) - 1
@@ -124,7 +124,7 @@ def _with_switches(model: onnx_ir.Model, names: Sequence[str], trips: RoundTrips
         matmul = nodes[name]
         activation, weight = matmul.inputs
         assert activation is not None and weight is not None and weight.const_value is not None  # the caller named such MatMuls
-        rounded = trips.weight(weight.const_value.numpy())
+        rounded = trips.weight(name, weight.const_value.numpy())
         position = new_initializer(copy, f"{name}_flag_index", np.array(index, dtype=np.int64))
         flag = onnx_ir.node("Gather", [flags, position], name=f"{name}_flag")
         trip = trips.activation(copy, matmul)

@@ -148,7 +148,7 @@ class BlockwiseTrips:
 
     rung: Rung
 
-    def weight(self, weight: np.ndarray) -> np.ndarray:
+    def weight(self, _matmul: str, weight: np.ndarray) -> np.ndarray:
         """A weight [in, out] to blocks of integers and back, in float32."""
         return quantize_weight(weight, self.rung).dequantized(len(weight))
 
@@ -184,6 +184,15 @@ class BlockwiseTrips:
             back = add("Slice", "unpadded", back, integers(0), integers(inputs), integers(1))
         add("Reshape", "rounded_activation", back, shape)
         return nodes
+
+
+def read_blocks(node: onnx_ir.Node) -> BlockwiseWeight:
+    """The weight of a ``MatMulNBits`` whose weight is a constant."""
+    packed, scales, *zeros = (value.const_value.numpy() for value in node.inputs[1:] if value is not None and value.const_value)
+    bits, size = (node.attributes[name].as_int() for name in ("bits", "block_size"))
+    outputs, blocks = packed.shape[:2]
+    zero_points = _unpack(zeros[0].reshape(outputs, -1), bits, blocks) if zeros else None
+    return BlockwiseWeight(_unpack(packed, bits, size), scales.reshape(outputs, blocks), zero_points, bits)
 
 
 def _to_blocks(

@@ -109,6 +109,8 @@ class Rung(Section):
             points.
         eight_bit: weight-only of decoders: parts whose weights have 8 bits whatever the others have, and are rounded to the nearest:
             the head, attention, or the second product of feed-forward blocks.
+        eight_bit_matmuls: weight-only of 4 bit: names of MatMuls that have 8 bits beside those parts, as the search found them for this
+            very checkpoint.
         rotate: weight-only of decoders: turn the residual stream first (exact in float), so that no channel of it stands out.
         prompt_graph: weight-only of decoders: ship a second graph for prompts, in which the products that read a normalized value have one
             scale per channel and one per call. Needs ``rotate``.
@@ -143,6 +145,7 @@ class Rung(Section):
     symmetric: bool = True
     method: Literal["rtn", "k-quant", "hqq", "gptq", "quant-ease", "awq", "awq-quant-ease", "auto-round"] = "rtn"
     eight_bit: tuple[Part, ...] = ()
+    eight_bit_matmuls: tuple[str, ...] = ()
     rotate: bool = False
     prompt_graph: bool = False
     cache_bits: Literal[4, 8] | None = None
@@ -219,6 +222,8 @@ class Rung(Section):
             found.append(("calibration", "the scheme weight-only takes activations as they come and calibrates no ranges"))
         if self.method not in ("rtn", "gptq") and self.symmetric:
             found.append(("method", f"{self.method} gives each block a zero point: symmetric must be false"))
+        if self.eight_bit_matmuls and self.weight_only_bits == 8:
+            found.append(("eight_bit_matmuls", "every MatMul has 8 bits"))
         if self.prompt_graph and not (self.rotate and self.weight_only_bits == 8 and self.symmetric):
             found.append(("prompt_graph", "needs rotate, and weights of 8 bits without zero points"))
         return found
@@ -230,7 +235,9 @@ class Rung(Section):
 _CALIBRATED_METHODS = frozenset({"gptq", "quant-ease", "awq", "awq-quant-ease", "auto-round"})
 _SESSION_FIELDS = frozenset(SessionSettings.__dataclass_fields__) & frozenset(Rung.model_fields)
 _QUANTIZATION_FIELDS = frozenset(Rung.model_fields) - _SESSION_FIELDS - {"name", "scheme", "graph", "objectives"}
-_WEIGHT_ONLY_FIELDS = frozenset({"weight_only_bits", "block_size", "symmetric", "method", "eight_bit", "rotate", "prompt_graph"})
+_WEIGHT_ONLY_FIELDS = frozenset(
+    {"weight_only_bits", "block_size", "symmetric", "method", "eight_bit", "eight_bit_matmuls", "rotate", "prompt_graph"}
+)
 
 
 @dataclass(frozen=True)
@@ -267,7 +274,8 @@ class QuantizeSection(Section):
     ladder: tuple[Rung, ...]
     fallback: Literal["off", "needed", "thorough"] = Field(
         description="search MatMuls to return to float, for rungs that missed the accuracy gate: when no quantized candidate holds it "
-        "or such a rung is at least a fifth faster (needed), or whenever it is faster than the best that holds it (thorough)"
+        "or such a rung is at least a fifth faster (needed), or whenever it is faster than the best that holds it (thorough); of decoders: "
+        "search what of a rung of 4 bit needs 8, when no quantized candidate holds the gate (needed) or always (thorough)"
     )
     search_seconds: float = Field(gt=0, description="when the search ends with the best found so far")
 

@@ -19,9 +19,10 @@ from hfaccel.runtime.generation.decoding import KEPT_LOGITS, LOGITS_TO_KEEP
 if TYPE_CHECKING:
     import onnx_ir
 
-_PICK = "last_token"
+LAST_TOKEN = "last_token"
+"""Name of the node that picks it."""
 _LOGITS = "logits"
-_LAST_ROW = f"{_PICK}_row"
+_LAST_ROW = f"{LAST_TOKEN}_row"
 
 
 def last_token_logits(model: onnx_ir.Model) -> int:
@@ -34,17 +35,17 @@ def last_token_logits(model: onnx_ir.Model) -> int:
     inputs = {value.name: value for value in model.graph.inputs}
     head = _head(model)
     hidden = head.inputs[0] if head is not None else None
-    if head is None or hidden is None or any(node.name == _PICK for node in model.graph):
+    if head is None or hidden is None or any(node.name == LAST_TOKEN for node in model.graph):
         return 0
     nodes: list[onnx_ir.Node] = []
 
     def add(operator: str, name: str, *operands: onnx_ir.Value, **attributes: int) -> onnx_ir.Value:
-        nodes.append(onnx_ir.node(operator, operands, attributes=attributes, name=f"{_PICK}{name}"))
-        nodes[-1].outputs[0].name = f"{_PICK}{name}_value"
+        nodes.append(onnx_ir.node(operator, operands, attributes=attributes, name=f"{LAST_TOKEN}{name}"))
+        nodes[-1].outputs[0].name = f"{LAST_TOKEN}{name}_value"
         return nodes[-1].outputs[0]
 
     def integers(name: str, values: int | list[int]) -> onnx_ir.Value:
-        return new_initializer(model, f"{_PICK}_{name}", np.array(values, dtype=np.int64))
+        return new_initializer(model, f"{LAST_TOKEN}_{name}", np.array(values, dtype=np.int64))
 
     prefix = "decoder_" if "decoder_input_ids" in inputs else ""  # of encoder and decoder together
     ids, mask = inputs[f"{prefix}input_ids"], inputs[f"{prefix}attention_mask"]
@@ -68,7 +69,7 @@ def last_token_logits(model: onnx_ir.Model) -> int:
 
 def all_token_logits(model: onnx_ir.Model) -> int:
     """The inverse: the logits of all new tokens; returns 1, or 0 where the rewrite was not made."""
-    pick = next((node for node in model.graph if node.name == _PICK), None)
+    pick = next((node for node in model.graph if node.name == LAST_TOKEN), None)
     if pick is None:
         return 0
     hidden = pick.inputs[0]

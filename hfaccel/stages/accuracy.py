@@ -19,6 +19,7 @@ from hfaccel.source.torch_model import TorchRunner, load_torch_model
 from hfaccel.stages.base import StageContext, StageName, StageResult
 from hfaccel.stages.candidates import FLOAT_PARENT, Candidate, load_candidates, save_candidates
 from hfaccel.stages.choice import choose, merit, outdone, rank
+from hfaccel.stages.eight_bits import search_eight_bits
 from hfaccel.stages.examine import Examiner, Finding
 from hfaccel.stages.examine_answers import AnswersExaminer
 from hfaccel.stages.examine_language import LanguageExaminer
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from hfaccel.runtime.session import Runner
 
 NAME: StageName = "accuracy"
-REVISION = 15
+REVISION = 16
 LIBRARIES = (
     "torch",
     "transformers",
@@ -90,8 +91,10 @@ def run(artifact: Artifact | None, ctx: StageContext) -> StageResult:
     examiner = _examiner(source, dataset, tokenizer, artifact, candidates, ctx)
     del source
     judged = _judge_all(candidates, artifact, examiner, ctx)
-    if isinstance(examiner, Examiner):  # sensitivity of decoders is not searched yet
+    if isinstance(examiner, Examiner):
         judged += search_fallbacks(judged, artifact, examiner, ctx)
+    elif isinstance(examiner, LanguageExaminer):
+        judged += search_eight_bits(judged, artifact, examiner, ctx)
     prompts = examiner.path_prompts() if isinstance(examiner, LanguageExaminer) else []
     del examiner
     gc.collect()  # before several sessions are open at once
@@ -127,10 +130,11 @@ def _examiner(
         return Examiner(source, dataset, tokenizer, contract, ctx)
     # Parity has proved the float graph to be the source, and it answers several times as fast.
     floating = next(candidate for candidate in candidates if candidate.name == FLOAT_PARENT)
+    graph = artifact.folder / floating.graph
     if contract.generation.encoder is None:
-        answers = written_by(floating, artifact, ctx) if dataset.labelled else None
+        answers = written_by(graph, floating.session, contract, ctx) if dataset.labelled else None
         return LanguageExaminer(source, dataset, folder, contract.generation, ctx, source_answers=answers)
-    answers = written_by(floating, artifact, ctx)
+    answers = written_by(graph, floating.session, contract, ctx)
     return AnswersExaminer(source, dataset, folder, contract, ctx, source_answers=answers)
 
 
@@ -175,7 +179,7 @@ def _examined(
     runner = open_with_all_logits(graph, artifact.contract, candidate.session)
     if isinstance(examiner, Examiner):
         return examiner.examine(runner)
-    answers = written_by(candidate, artifact, ctx)
+    answers = written_by(graph, candidate.session, artifact.contract, ctx)
     if isinstance(examiner, AnswersExaminer):
         return examiner.examine(runner, answers=answers)
     path = graph.with_name(PROMPT_GRAPH_NAME)

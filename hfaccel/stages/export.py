@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from hfaccel.recipe.schema import ExporterName, Recipe
 
 NAME: StageName = "export"
-REVISION = 7
+REVISION = 8
 LIBRARIES = ("torch", "transformers", "mobius-onnx", "onnx", "onnx-ir", "onnxscript", "tokenizers")
 PARITY_FILE = "parity.npz"
 PARAMETERS_FILE = "parameters.json"

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from hfaccel.artifact.contract import SessionSettings
 from hfaccel.quant.build import (
     CalibrationData,
     first_texts,
@@ -31,9 +30,9 @@ from hfaccel.stages.candidates import FLOAT_PARENT, Candidate
 from hfaccel.stages.choice import risk
 from hfaccel.stages.journal import Journal
 from hfaccel.stages.mixed import return_to_blocks
-from hfaccel.stages.parents import FALLBACK_FOLDER, FALLBACK_SUFFIX, float_graphs
+from hfaccel.stages.parents import ACCURACY_REASONS, FALLBACK_FOLDER, FALLBACK_SUFFIX, float_graphs
 from hfaccel.stages.precision_map import places_of
-from hfaccel.stages.race import Entrant, quick_race, with_timings
+from hfaccel.stages.race import timed_against
 
 if TYPE_CHECKING:
     from hfaccel.artifact.artifact import Artifact
@@ -46,13 +45,6 @@ if TYPE_CHECKING:
     from hfaccel.stages.base import StageContext
     from hfaccel.stages.examine import Examiner
 
-ACCURACY_REASONS = (
-    "loss-over-budget",
-    "cosine-under-minimum",
-    "agreement-under-minimum",
-    "slice-loss-over-budget",
-    "batch-variant",
-)
 CONFIRMATIONS = 3
 """How many more MatMuls go to float, one by one, where the kernels round a little worse than the switches said."""
 RANKING_BATCHES = 2
@@ -154,9 +146,10 @@ def _search(
         return
     fallback = _confirmed(candidate, rung, prepared, found, errors, examiner, ctx)
     shutil.rmtree(scratch, ignore_errors=True)
-    yield _timed(fallback, parent, ctx)
+    yield timed_against(parent, ctx.workdir / fallback.graph, fallback, ctx)
     if fallback.reason is None and fallback.kept_float and rung.scheme != "weight-only" and time.monotonic() < deadline:
-        yield _timed(return_to_blocks(fallback, rung, examiner, found.error_share, ctx), parent, ctx)
+        mixed = return_to_blocks(fallback, rung, examiner, found.error_share, ctx)
+        yield timed_against(parent, ctx.workdir / mixed.graph, mixed, ctx)
 
 
 def _confirmed(
@@ -191,16 +184,6 @@ def _confirmed(
         reason=finding.reason,
         detail=finding.detail,
     )
-
-
-def _timed(candidate: Candidate, parent: Artifact, ctx: StageContext) -> Candidate:
-    """The candidate, if it holds the gate, with its speed against the float graph; off the target nothing is timed."""
-    if not ctx.on_target or candidate.reason is not None:
-        return candidate
-    floating = Entrant(parent.graph_path, SessionSettings(), graph_bytes(parent.folder))
-    entrant = Entrant(ctx.workdir / candidate.graph, candidate.session, candidate.size_bytes)
-    timings = quick_race({FLOAT_PARENT: floating}, {candidate.name: entrant}, ctx).timings[candidate.name]
-    return with_timings(candidate, timings, quick=True)
 
 
 def _statistics(

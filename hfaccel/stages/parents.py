@@ -13,7 +13,17 @@ if TYPE_CHECKING:
     from hfaccel.stages.candidates import Candidate
 
 FALLBACK_SUFFIX, MIXED_SUFFIX = "-fallback", "-mixed"
-"""End the names of candidates that the search made of a rung: with some MatMuls in float, and with some of those in blocks."""
+"""End the names of candidates that the search made of a rung: with some MatMuls in float, and with some in blocks of 8 bit, where the
+others have one scale per tensor or channel, or 4 bits."""
+
+ACCURACY_REASONS = (
+    "loss-over-budget",
+    "cosine-under-minimum",
+    "agreement-under-minimum",
+    "slice-loss-over-budget",
+    "batch-variant",
+)
+"""Why the accuracy gate refuses what a search may mend."""
 
 FALLBACK_FOLDER = "fallback"
 """Under the accuracy stage's folder: graphs that the search made; all others lie in the quantize artifact."""

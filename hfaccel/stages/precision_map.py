@@ -27,12 +27,14 @@ def precision_map(chosen: Candidate, ctx: StageContext) -> tuple[MatMulPrecision
     rung, graphs = rung_of(chosen.name, ctx.recipe.quantize.ladder), float_graphs(ctx)
     scope = rung.graph if rung is not None and rung.graph in graphs else "optimized"
     lowered: Precision = chosen.precision if chosen.precision in ("int8", "int4") else rest
-    eight_bit = rung.eight_bit if rung is not None else ()
+    parts = rung.eight_bit if rung is not None and not chosen.eight_bit else ()
+    eight_bit = {name for name, _ in chosen.eight_bit} | set(rung.eight_bit_matmuls if rung is not None else ())
 
     def precision(place: MatMulPlace) -> Precision:
         if place.name in kept:
             return rest
-        return "int8" if place.part is not None and place.part in eight_bit else lowered
+        has_eight_bits = place.name in eight_bit or (place.part is not None and place.part in parts)
+        return "int8" if has_eight_bits else lowered
 
     return tuple(
         MatMulPrecision(place.name, place.layer, place.role, precision(place)) for place in places_of(graphs[scope], ctx)

@@ -15,11 +15,13 @@ from hfaccel.measure.decoding import answering_calls, decoding_calls, parse_requ
 from hfaccel.measure.host import physical_cores
 from hfaccel.measure.timing import MIN_ROUNDS, PATIENCE, SETTLE_S, Timing, compare, interleaved
 from hfaccel.measure.workload import fit_workload, make_feeds, parse_workload
+from hfaccel.rewrites.graphs import graph_bytes
 from hfaccel.runtime.engines import open_graph
 from hfaccel.runtime.generation.decoder import Decoder
-from hfaccel.stages.candidates import Candidate, PointTiming
+from hfaccel.stages.candidates import FLOAT_PARENT, Candidate, PointTiming
 
 if TYPE_CHECKING:
+    from hfaccel.artifact.artifact import Artifact
     from hfaccel.quant.calibration import Feeds
     from hfaccel.runtime.session import Runner
     from hfaccel.stages.base import StageContext
@@ -116,6 +118,16 @@ def with_timings(candidate: Candidate, timings: tuple[PointTiming, ...], *, quic
         return timed
     detail = f"{speedup:.2f}x its float parent, 95 % bound not above 1"
     return replace(timed, reason="slower-than-parent", detail=detail)
+
+
+def timed_against(parent: Artifact, graph: Path, candidate: Candidate, ctx: StageContext) -> Candidate:
+    """A candidate that a search made, if it holds the gate, with its speed against the float graph; off the target nothing is timed."""
+    if not ctx.on_target or candidate.reason is not None:
+        return candidate
+    floating = Entrant(parent.graph_path, SessionSettings(), graph_bytes(parent.folder))
+    entrant = Entrant(graph, candidate.session, candidate.size_bytes)
+    timings = quick_race({FLOAT_PARENT: floating}, {candidate.name: entrant}, ctx).timings[candidate.name]
+    return with_timings(candidate, timings, quick=True)
 
 
 def is_faster(timings: Sequence[PointTiming]) -> bool:

@@ -24,8 +24,7 @@ from hfaccel.runtime.speech.model import SpeechModel
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from hfaccel.artifact.artifact import Artifact
-    from hfaccel.artifact.contract import Contract
+    from hfaccel.artifact.contract import Contract, SessionSettings
     from hfaccel.evaluate.example import Example
     from hfaccel.runtime.tokenizer import TextTokenizer
     from hfaccel.stages.base import StageContext
@@ -69,22 +68,22 @@ def write_shipped(graph: Path, chosen: Candidate, contract: Contract, tokenizer:
     return name
 
 
-def written_by(candidate: Candidate, artifact: Artifact, ctx: StageContext) -> Answers:
-    """How a candidate of a generative model answers examples: with the run time of the compiled folder.
+def written_by(graph: Path, session: SessionSettings, contract: Contract, ctx: StageContext) -> Answers:
+    """How a graph of a generative model answers examples: with the run time of the compiled folder.
 
     A decoder writes no more than the examples' references call for; see :class:`hfaccel.evaluate.prompted.AnswerLimits`.
 
     Args:
-        candidate: its graph lies in the folder of ``artifact``.
-        artifact: of the candidates.
+        graph: of the model.
+        session: that it runs with.
+        contract: of the graph.
         ctx: of the stage.
     """
-    contract, folder, graph = artifact.contract, ctx.artifacts["export"].folder, artifact.folder / candidate.graph
-    generation = contract.generation
+    folder, generation = ctx.artifacts["export"].folder, contract.generation
     assert generation is not None  # asked of generative models only
 
     def answer(examples: Sequence[Example]) -> list[str]:
-        parts = open_encoder_decoder(graph, candidate.session, generation)
+        parts = open_encoder_decoder(graph, session, generation)
         model = answering_model(parts, folder, contract)
         sources = [str(example.text) for example in examples]
         if isinstance(model, SpeechModel):
@@ -94,7 +93,7 @@ def written_by(candidate: Candidate, artifact: Artifact, ctx: StageContext) -> A
 
     def go_on(examples: Sequence[Example]) -> list[str]:
         reader = PromptReader(folder)
-        model, limits = GenerationModel(Decoder(graph, candidate.session, generation), folder, contract), reader.limits(examples)
+        model, limits = GenerationModel(Decoder(graph, session, generation), folder, contract), reader.limits(examples)
         prompts = [reader.prompt(example) for example in examples]
         texts = model.generate(prompts, max_new_tokens=limits.max_new_tokens, do_sample=False, stop=limits.stop)
         return [str(text).strip() for text in texts]

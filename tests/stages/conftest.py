@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,9 @@ def make_architecture(tmp_path_factory: pytest.TempPathFactory, write_tokenizer:
     return make
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All tests of this run share one cache, none touches the user's."""
-    monkeypatch.setenv("HFACCEL_CACHE", str(tmp_path_factory.getbasetemp() / "hfaccel-cache"))
+@pytest.fixture(autouse=True, scope="module")
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """All tests of this run, and what they share in a module, have one cache; none touches the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HFACCEL_CACHE", str(tmp_path_factory.getbasetemp() / "hfaccel-cache"))
+        yield

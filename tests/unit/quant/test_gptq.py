@@ -74,6 +74,18 @@ def test_levels_and_zero_points_fit_into_their_bits(channels: int, seed: int) ->
     assert np.isfinite(made.dequantized(channels)).all()
 
 
+@given(st.integers(0, 2**32 - 1), st.floats(1e-4, 1e4))
+@settings(max_examples=20, deadline=None)
+def test_without_zero_points_all_sixteen_levels_are_used(seed: int, scale: float) -> None:
+    """Weights that were made from 4 bits, -8 to 7 times a scale of either sign, as llama.cpp's Q4_0 and many int4 trainings do."""
+    random = np.random.default_rng(seed)
+    levels = random.integers(-8, 8, (64, 8))
+    levels[::32] = -8
+    weight = (levels * scale * random.choice((-1, 1), 8)).astype(np.float32)
+    made = compensated(weight, np.eye(64), bits=4, block_size=32, symmetric=True)
+    np.testing.assert_allclose(made.dequantized(64), weight, rtol=1e-5)
+
+
 def test_what_lies_on_the_grid_is_kept() -> None:
     levels = np.random.default_rng(0).integers(0, 16, (64, 8))
     levels[::32], levels[1::32] = 0, 15

@@ -56,7 +56,7 @@ def test_no_product_saturates(scheme: str, weights: WeightFormat, tmp_path: Path
 @pytest.mark.parametrize("weights", [WeightFormat(), *FORMATS], ids=str)
 def test_a_trial_rounds_a_weight_to_levels_that_the_format_has(weights: WeightFormat) -> None:
     weight = np.random.default_rng(0).normal(size=(200, 6)).astype(np.float32)
-    made = EightBitTrips(None, weights, per_channel=True).weight(weight)
+    made = EightBitTrips(None, weights, per_channel=True).weight("any", weight)
     steps = np.abs(weight).max(axis=0) / (2 ** (weights.bits - 1) - 1)
     assert (np.abs(made - weight) <= 0.51 * steps).all()
     assert max(len(np.unique(column)) for column in made.T) <= 2**weights.bits
