@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -43,14 +44,27 @@ def show_generation(
     if stream:
         if len(prompts) > 1 or output.as_json:
             raise UsageError("--stream shows the answer to one text as it grows", where="--stream", hint="leave it out")
-        for piece in model.generate(prompts[0], **options, stream=True):
-            output.piece(piece)
-        output.piece("\n")
+        _show_while_it_grows(output, model, prompts[0], options)
         return
     answers = model.generate(prompts, **options)
     output.result([{"prompt": text, "answer": answer} for text, answer in zip(texts, answers, strict=True)])
     for text, answer in zip(texts, answers, strict=True):
         output.line(f"{text}\n{answer}\n" if len(texts) > 1 else answer)
+
+
+def _show_while_it_grows(output: Output, model: GenerationModel, prompt: Prompt, options: Mapping[str, Any]) -> None:
+    """The answer piece by piece, and then how long it took on standard error."""
+    start = time.monotonic()
+    first, pieces = start, list[str]()
+    for piece in model.generate(prompt, **options, stream=True):
+        first = time.monotonic() if not pieces else first
+        pieces.append(piece)
+        output.piece(piece)
+    seconds = time.monotonic() - first
+    output.piece("\n")
+    tokens = len(model.tokenizer.encode("".join(pieces), add_special_tokens=False).ids)
+    speed = f", then {(tokens - 1) / seconds:.0f} a second" if tokens > 1 and seconds > 0 else ""
+    output.info(f"about {tokens} tokens: the first after {first - start:.2f} s{speed}")
 
 
 def _conversation(text: str, system: str | None) -> Prompt:

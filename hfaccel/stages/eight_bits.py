@@ -76,9 +76,10 @@ def search_eight_bits(
 
 
 def _is_searched(rung: Rung) -> bool:
-    """Whether it has 4 bits, and its float weights are the checkpoint's: methods that scale activations first change them."""
+    """Whether it has 4 bits and nothing beside that a search would leave out; methods that scale activations change the float weights."""
     four_bits = rung.scheme == "weight-only" and rung.weight_only_bits == 4
-    return four_bits and not rung.eight_bit_matmuls and not rung.keep_float and not rung.method.startswith("awq")
+    plain = not rung.eight_bit_matmuls and not rung.keep_float and rung.cache_bits is None
+    return four_bits and plain and not rung.method.startswith("awq")
 
 
 @dataclass(frozen=True)
