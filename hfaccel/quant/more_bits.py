@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hfaccel.quant.weight_only import read_blocks, save_compact, store_in_blocks
+from hfaccel.quant.weight_only import EIGHT_BITS, read_blocks, save_compact, store_in_blocks
 from hfaccel.rewrites.drop_unused import drop_unused
 from hfaccel.rewrites.graphs import load_graph, new_initializer
 
@@ -18,9 +18,6 @@ if TYPE_CHECKING:
     import onnx_ir
 
     from hfaccel.recipe.schema import Rung
-
-EIGHT_BITS = {"weight_only_bits": 8, "symmetric": True, "method": "rtn"}
-"""Of a rung: 8 bits lose so little that nothing cleverer than the nearest level is needed."""
 
 
 def float_weights(model: onnx_ir.Model, names: Collection[str]) -> dict[str, np.ndarray]:

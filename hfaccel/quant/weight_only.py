@@ -34,6 +34,8 @@ DOMAIN = "com.microsoft"
 INT8_ACTIVATIONS = 4
 """The accuracy level of ``MatMulNBits`` that computes in 8 bit; the default dequantizes and computes in float, far slower."""
 EMBEDDING_BITS = 8
+EIGHT_BITS = {"weight_only_bits": 8, "symmetric": True, "method": "rtn"}
+"""Of a rung, for weights that have 8 bits where the others have 4: these lose so little that the nearest level will do."""
 SMALLEST_BLOCK = 16
 _ACTIVATION_LEVELS = 127.0
 _SMALLEST_SCALE = 1e-12
@@ -205,7 +207,7 @@ def _to_blocks(
     assert weight is not None and weight.const_value is not None and weight.name is not None  # matmul_sites names only such
     inputs, outputs = weight.const_value.shape.numpy()
     if part_of(weight.name) in rung.eight_bit:
-        rung, rounding = rung.model_copy(update={"weight_only_bits": 8, "symmetric": True, "method": "rtn"}), None
+        rung, rounding = rung.model_copy(update=EIGHT_BITS), None
     if weight.name not in stored:
         exact = weight.const_value.numpy()
         rounded = quantize_weight(exact, rung) if rounding is None else rounding(node.name or "", exact, rung)
