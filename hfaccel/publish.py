@@ -27,10 +27,10 @@ from hfaccel.stages.base import StageName
 from hfaccel.stages.candidates import FILE_NAME as CANDIDATES_FILE
 from hfaccel.stages.candidates import Candidate, load_candidates
 from hfaccel.stages.export import PARAMETERS_FILE, PARITY_FILE
-from hfaccel.stages.parents import rung_of
+from hfaccel.stages.parents import rung_as_found
 
 if TYPE_CHECKING:
-    from hfaccel.recipe.schema import Recipe, Rung
+    from hfaccel.recipe.schema import Recipe
 
 PINNED_RECIPE = "recipe.yaml"
 LIBRARIES = (
@@ -84,28 +84,13 @@ def pinned_recipe(recipe: Recipe, chosen: Candidate, model: str, task: str) -> s
 
     It states every value; only settings that later versions add come from the recipe that it extends.
     """
-    quantize = recipe.quantize.model_copy(update={"fallback": "off", "ladder": _pinned_ladder(recipe, chosen)})
-    if not quantize.ladder:
+    rung = rung_as_found(chosen, recipe.quantize.ladder)
+    quantize = recipe.quantize.model_copy(update={"fallback": "off", "ladder": () if rung is None else (rung,)})
+    if rung is None:
         quantize = quantize.model_copy(update={"precision": "fp32"})
     pinned = recipe.model_copy(update={"extends": generic_recipe(task), "model_types": (), "quantize": quantize})
     text = yaml.safe_dump(pinned.model_dump(mode="json", exclude_defaults=True), sort_keys=False, allow_unicode=True)
     return f"# Makes this folder's model again from {model}, without a search:\n#   hfaccel compile MODEL -o OUT --recipe {PINNED_RECIPE}\n{text}"
-
-
-def _pinned_ladder(recipe: Recipe, chosen: Candidate) -> tuple[Rung, ...]:
-    rung = rung_of(chosen.name, recipe.quantize.ladder)
-    if rung is None:
-        return ()
-    kept = tuple(name for name, _ in chosen.kept_float)
-    found = {
-        "keep_float": 0,
-        "float_matmuls": kept,
-        "blockwise_matmuls": chosen.blockwise,
-        "inference_precision": chosen.session.inference_precision,
-    }
-    if chosen.eight_bit:
-        found |= {"eight_bit": (), "eight_bit_matmuls": tuple(name for name, _ in chosen.eight_bit)}
-    return (rung.model_copy(update={"name": chosen.name, **found}),)
 
 
 def _copy(source: Path, destination: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import statistics
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Protocol
@@ -23,6 +24,8 @@ HARMLESS_SHARE = 0.05
 """Blocks that hold no more of the summed block error than this, all together, are not looked into."""
 STANDS_OUT = 4.0
 """A block this many times as bad as the median block is looked into even if one far worse makes its share of the sum tiny."""
+RANKING_SHARE = 0.5
+"""Of the time that a search has left, the most that its ranking takes: without a trial the best ranking finds nothing."""
 _NOT_FINITE = 1e30
 """Error of answers that are not finite: worse than any other, and still a number that sums and JSON can hold."""
 
@@ -107,6 +110,12 @@ def rank_by_sensitivity(
         for name in names:
             found.setdefault(name, error / len(names))
     return sorted(((name, found[name]) for name in graph.names), key=lambda item: -item[1])
+
+
+def ranking_deadline(deadline: float) -> float:
+    """When the ranking of a search must end that has until ``deadline``, both of ``time.monotonic``."""
+    now = time.monotonic()
+    return now + RANKING_SHARE * max(0.0, deadline - now)
 
 
 def blocks_of(names: Sequence[str], layers: Mapping[str, int | None] = MappingProxyType({})) -> list[tuple[str, ...]]:

@@ -21,7 +21,7 @@ import numpy as np
 from hfaccel.evaluate.cached_decoding import open_with_all_logits
 from hfaccel.quant.build import CalibrationData, PreparedGraph, prepare_graph, quantize_graph
 from hfaccel.quant.more_bits import StoredTrips, float_weights, write_with_eight_bits
-from hfaccel.quant.sensitivity import divergence, rank_by_sensitivity
+from hfaccel.quant.sensitivity import divergence, rank_by_sensitivity, ranking_deadline
 from hfaccel.quant.switches import SwitchedGraph
 from hfaccel.rewrites.graphs import GRAPH_NAME, graph_bytes, load_graph
 from hfaccel.rewrites.last_token_logits import all_token_logits
@@ -46,8 +46,6 @@ BUDGET_SHARES = (0.25, 0.4, 0.55, 0.7, 0.85, 1.0, 1.15, 1.3)
 """What the MatMuls in 4 bit may lose together, by the sum of their divergences, as a share of the accuracy budget."""
 TEXTS, TOKENS, EVERY = 4, 96, 3
 """Calibration texts that sensitivity is measured on, tokens of each, and of how many tokens one is looked at."""
-RANKING_SHARE = 0.5
-"""Of the time that is left, the most that measuring takes."""
 
 
 def search_eight_bits(
@@ -63,8 +61,10 @@ def search_eight_bits(
     """
     settings = ctx.recipe.quantize
     holds = any(item.reason is None and item.quantized for item in judged)
+    if settings.fallback == "off" or (settings.fallback == "needed" and holds):
+        return
     batches = calibration_batches(ctx)
-    if settings.fallback == "off" or (settings.fallback == "needed" and holds) or not batches:
+    if not batches:
         return
     deadline = time.monotonic() + settings.search_seconds
     rungs = {rung.name: rung for rung in settings.ladder if _is_searched(rung)}
@@ -131,7 +131,7 @@ def _search(
     shutil.rmtree(ctx.workdir / "scratch", ignore_errors=True)
     if not best.graph:
         return replace(best, reason="no-float-set-found", detail=f"no set of MatMuls in 8 bit held the gate in {trials} trials")
-    return timed_against(parent, ctx.workdir / best.graph, best, ctx)
+    return timed_against(parent, best, ctx)
 
 
 def _in_four_bits(rung: Rung, batches: Sequence[Feeds], ctx: StageContext) -> _InFourBits:
@@ -146,13 +146,12 @@ def _in_four_bits(rung: Rung, batches: Sequence[Feeds], ctx: StageContext) -> _I
 
 def _errors(four: _InFourBits, batches: Sequence[Feeds], deadline: float, ctx: StageContext) -> dict[str, float]:
     """Divergence of the next token's distribution when only the named MatMul is rounded, by name."""
-    stored = {node.name: node for node in load_graph(four.graph).graph if node.name in four.names}
+    stored = {node.name or "": node for node in load_graph(four.graph).graph if node.name in four.names}
     floating = four.prepared.model.clone()
     all_token_logits(floating)
-    trips = StoredTrips({name: node for name, node in stored.items() if name is not None})
-    switched = _SomeLogits(SwitchedGraph(floating, four.names, trips, workdir=ctx.workdir / "scratch"))
+    switched = _SomeLogits(SwitchedGraph(floating, four.names, StoredTrips(stored), workdir=ctx.workdir / "scratch"))
     ctx.progress.step(f"measuring what the rounding of each of {len(four.names)} MatMuls does to the answers")
-    until = time.monotonic() + RANKING_SHARE * max(0.0, deadline - time.monotonic())
+    until = ranking_deadline(deadline)
     ranking = rank_by_sensitivity(
         switched,
         [_beginning(batches[0])],
@@ -192,7 +191,7 @@ def _bytes_saved(four: _InFourBits) -> dict[str, int]:
     return {name: weight.size // 2 for name, weight in float_weights(four.prepared.model, four.names).items()}
 
 
-def sets_in_order(errors: Mapping[str, float], bytes_saved: Mapping[str, int], max_loss: float) -> Iterator[tuple[str, ...]]:
+def sets_in_order(errors: Mapping[str, float], bytes_saved: Mapping[str, int], max_loss: float) -> list[tuple[str, ...]]:
     """Sets of MatMuls to give 8 bits, the largest first; each has those that move the answers most for the bytes they save.
 
     Args:
@@ -202,12 +201,8 @@ def sets_in_order(errors: Mapping[str, float], bytes_saved: Mapping[str, int], m
     """
     order = sorted(errors, key=lambda name: -errors[name] / bytes_saved[name])
     left = np.append(np.cumsum([errors[name] for name in order][::-1])[::-1], 0.0)
-    last = -1
-    for share in BUDGET_SHARES:
-        count = int(np.argmax(left <= share * math.log1p(max_loss)))
-        if count != last:
-            yield tuple(order[:count])
-        last = count
+    counts = [int(np.argmax(left <= share * math.log1p(max_loss))) for share in BUDGET_SHARES]
+    return [tuple(order[:count]) for count in dict.fromkeys(counts)]
 
 
 def _tried(

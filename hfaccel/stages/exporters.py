@@ -106,9 +106,8 @@ def construct_with_mobius(job: ExportJob) -> onnx_ir.Model:
             where=f"model_type {job.source.model_type}",
             hint="leave it to the exporter traced",
         )
-    model.graph.name = (
-        "main_graph"  # mobius names it after the folder, and the same checkpoint is to give the same bytes anywhere
-    )
+    # mobius names it after the folder, and the same checkpoint is to give the same bytes anywhere.
+    model.graph.name = "main_graph"
     correct_decoder(model, job.module)
     _use_names_of(job.contract, model)
     return model

@@ -22,7 +22,7 @@ from hfaccel.quant.build import (
 )
 from hfaccel.quant.calibration import STATISTICS_FOLDER, load_statistics
 from hfaccel.quant.fallback import find_float_set
-from hfaccel.quant.sensitivity import RANK_EACH_UP_TO, blocks_of, divergence, rank_by_sensitivity, squared_error
+from hfaccel.quant.sensitivity import RANK_EACH_UP_TO, blocks_of, divergence, rank_by_sensitivity, ranking_deadline, squared_error
 from hfaccel.rewrites.graphs import GRAPH_NAME, graph_bytes
 from hfaccel.runtime.engines import open_graph
 from hfaccel.stages.calibrate import calibration_batches, data_batches
@@ -49,8 +49,6 @@ CONFIRMATIONS = 3
 """How many more MatMuls go to float, one by one, where the kernels round a little worse than the switches said."""
 RANKING_BATCHES = 2
 """Calibration batches, mostly of different lengths, whose first texts the ranking is measured on."""
-RANKING_SHARE = 0.5
-"""Of the time that is left, the most that the ranking takes: without a trial the best ranking finds nothing."""
 WORTH_IT, CLEARLY_WORTH_IT = 1.05, 1.2
 """A rung is searched only if it was this much faster, all in 8 bit, than the best candidate that holds the gate.
 
@@ -115,7 +113,7 @@ def _search(
     blocks = _blocks(rung, prepared, ctx)
     by_block = f", in {len(blocks)} blocks first" if len(blocks) < len(prepared.matmuls) else ""
     ctx.progress.step(f"ranking the {len(prepared.matmuls)} MatMuls of {missed.name} by sensitivity{by_block}")
-    rank_until = time.monotonic() + RANKING_SHARE * max(0.0, deadline - time.monotonic())
+    rank_until = ranking_deadline(deadline)
     ranking = rank_by_sensitivity(
         switched,
         [few for feeds in calibration.batches[:RANKING_BATCHES] for few in first_texts([feeds])],
@@ -146,10 +144,9 @@ def _search(
         return
     fallback = _confirmed(candidate, rung, prepared, found, errors, examiner, ctx)
     shutil.rmtree(scratch, ignore_errors=True)
-    yield timed_against(parent, ctx.workdir / fallback.graph, fallback, ctx)
+    yield timed_against(parent, fallback, ctx)
     if fallback.reason is None and fallback.kept_float and rung.scheme != "weight-only" and time.monotonic() < deadline:
-        mixed = return_to_blocks(fallback, rung, examiner, found.error_share, ctx)
-        yield timed_against(parent, ctx.workdir / mixed.graph, mixed, ctx)
+        yield timed_against(parent, return_to_blocks(fallback, rung, examiner, found.error_share, ctx), ctx)
 
 
 def _confirmed(

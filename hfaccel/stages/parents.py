@@ -37,10 +37,27 @@ def float_graphs(ctx: StageContext) -> dict[GraphScope, Artifact]:
     return graphs
 
 
-def rung_of(name: str, ladder: Sequence[Rung]) -> Rung | None:
+def _rung_of(name: str, ladder: Sequence[Rung]) -> Rung | None:
     """The rung that the candidate of this name was made of; None for the float graph."""
     made_of = name.removesuffix(FALLBACK_SUFFIX).removesuffix(MIXED_SUFFIX)
     return next((rung for rung in ladder if rung.name in (name, made_of)), None)
+
+
+def rung_as_found(candidate: Candidate, ladder: Sequence[Rung]) -> Rung | None:
+    """The rung that makes a candidate again without a search: that of the ladder with what the search found; None for the float graph."""
+    rung = _rung_of(candidate.name, ladder)
+    if rung is None:
+        return None
+    found = {
+        "name": candidate.name,
+        "keep_float": 0,
+        "float_matmuls": tuple(name for name, _ in candidate.kept_float),
+        "blockwise_matmuls": candidate.blockwise,
+        "inference_precision": candidate.session.inference_precision,
+    }
+    if candidate.eight_bit:
+        found |= {"eight_bit": (), "eight_bit_matmuls": tuple(name for name, _ in candidate.eight_bit)}
+    return rung.model_copy(update=found)
 
 
 def graph_path(candidate: Candidate, quantized: Artifact, ctx: StageContext) -> Path:

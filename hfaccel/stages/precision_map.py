@@ -12,7 +12,7 @@ from hfaccel.rewrites.graphs import load_graph
 from hfaccel.rewrites.pack_projections import PACKED_SUFFIX
 from hfaccel.stages.candidates import Candidate, MatMulPrecision
 from hfaccel.stages.export import PARAMETERS_FILE
-from hfaccel.stages.parents import float_graphs, rung_of
+from hfaccel.stages.parents import float_graphs, rung_as_found
 
 if TYPE_CHECKING:
     from hfaccel.artifact.artifact import Artifact
@@ -24,11 +24,10 @@ def precision_map(chosen: Candidate, ctx: StageContext) -> tuple[MatMulPrecision
     """The MatMuls of the float graph that a candidate was made from, each with its precision in the candidate."""
     rest: Precision = "bf16" if chosen.session.inference_precision == "bf16" else "fp32"
     kept = {name for name, _ in chosen.kept_float}
-    rung, graphs = rung_of(chosen.name, ctx.recipe.quantize.ladder), float_graphs(ctx)
+    rung, graphs = rung_as_found(chosen, ctx.recipe.quantize.ladder), float_graphs(ctx)
     scope = rung.graph if rung is not None and rung.graph in graphs else "optimized"
     lowered: Precision = chosen.precision if chosen.precision in ("int8", "int4") else rest
-    parts = rung.eight_bit if rung is not None and not chosen.eight_bit else ()
-    eight_bit = {name for name, _ in chosen.eight_bit} | set(rung.eight_bit_matmuls if rung is not None else ())
+    parts, eight_bit = (rung.eight_bit, rung.eight_bit_matmuls) if rung is not None else ((), ())
 
     def precision(place: MatMulPlace) -> Precision:
         if place.name in kept:

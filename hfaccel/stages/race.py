@@ -120,12 +120,12 @@ def with_timings(candidate: Candidate, timings: tuple[PointTiming, ...], *, quic
     return replace(timed, reason="slower-than-parent", detail=detail)
 
 
-def timed_against(parent: Artifact, graph: Path, candidate: Candidate, ctx: StageContext) -> Candidate:
+def timed_against(parent: Artifact, candidate: Candidate, ctx: StageContext) -> Candidate:
     """A candidate that a search made, if it holds the gate, with its speed against the float graph; off the target nothing is timed."""
     if not ctx.on_target or candidate.reason is not None:
         return candidate
     floating = Entrant(parent.graph_path, SessionSettings(), graph_bytes(parent.folder))
-    entrant = Entrant(graph, candidate.session, candidate.size_bytes)
+    entrant = Entrant(ctx.workdir / candidate.graph, candidate.session, candidate.size_bytes)
     timings = quick_race({FLOAT_PARENT: floating}, {candidate.name: entrant}, ctx).timings[candidate.name]
     return with_timings(candidate, timings, quick=True)
 
