@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from hfaccel.runtime.session import Runner
 
 NAME: StageName = "accuracy"
-REVISION = 16
+REVISION = 17
 LIBRARIES = (
     "torch",
     "transformers",

@@ -118,6 +118,8 @@ def _search(
     for eight in sets_in_order(errors, _bytes_saved(four), ctx.recipe.accuracy.max_loss):
         if time.monotonic() > deadline:
             break
+        if len(eight) == len(four.names):
+            continue  # nothing would be left in 4 bit: that is another rung
         trials += 1
         trial = _tried(best, four, {matmul: errors[matmul] for matmul in eight}, trial_folder, examiner, ctx)
         outcome = "holds" if trial.reason is None else trial.detail

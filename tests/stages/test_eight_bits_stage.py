@@ -83,7 +83,8 @@ def searched(planted: Path, texts: Path, tmp_path_factory: pytest.TempPathFactor
 
 
 def compile_planted(planted: Path, texts: Path, output: Path, **options: Any) -> CompileResult:
-    return hfaccel.compile(planted, output=output, data=texts, target=OFF_TARGET, precision="int4", max_loss=BUDGET, **options)
+    options = {"max_loss": BUDGET, **options}
+    return hfaccel.compile(planted, output=output, data=texts, target=OFF_TARGET, precision="int4", **options)
 
 
 def test_the_fragile_one_gets_eight_bits_and_most_others_keep_four(searched: CompileResult) -> None:
@@ -120,6 +121,12 @@ def test_the_recipe_repeats_the_model_byte_for_byte(searched: CompileResult, pla
 def test_without_a_search_the_rung_is_refused(planted: Path, texts: Path, tmp_path: Path) -> None:
     with pytest.raises(GateError, match="four: loss-over-budget"):
         compile_planted(planted, texts, tmp_path / "out", overrides=(GPTQ, "quantize.fallback=off"))
+
+
+def test_a_budget_that_leaves_nothing_in_four_bits_is_refused_as_such(planted: Path, texts: Path, tmp_path: Path) -> None:
+    with pytest.raises(GateError, match=r"four-mixed: no-float-set-found .*in 0 trials"):
+        compile_planted(planted, texts, tmp_path / "out", max_loss=1e-6, overrides=(GPTQ,))
+    assert not (tmp_path / "out").exists()
 
 
 @given(
