@@ -116,6 +116,8 @@ class GenerationSettings:
         defaults: how tokens are chosen.
         encoder: of encoder-decoders, else None.
         guess_price: time of one more token in a step of a single row, as a part of the step's: how far guessing ahead pays.
+        prompt_graph_rows: from so many rows a step runs on the graph for prompts, which is faster then and holds the accuracy gate; None
+            where there is no such graph, or one of the two was not shown.
     """
 
     layers: int
@@ -128,6 +130,7 @@ class GenerationSettings:
     defaults: GenerationDefaults = GenerationDefaults()
     encoder: EncoderSettings | None = None
     guess_price: float = 0.25
+    prompt_graph_rows: int | None = None
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> GenerationSettings:

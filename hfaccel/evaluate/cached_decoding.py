@@ -147,8 +147,13 @@ class CachedDecoding:
         return _logits_and_past(self._graph.run({**feeds, **past, **self._fixed}))
 
 
+MANY_ROWS_LOGITS = "many_rows_logits"
+
+
 class PromptThenSteps:
     """A :class:`hfaccel.runtime.session.Runner` over two graphs of one decoder: half of a text is the prompt of one, the other goes on.
+
+    Then the first one goes on as well, as it does for steps of many rows.
 
     Args:
         prompts: reads prompts; gives the logits of all tokens, as the other one does.
@@ -163,17 +168,23 @@ class PromptThenSteps:
         self._settings = settings
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """``logits`` float32 [1, sequence, vocabulary] of one text; graphs with fused attention go on with one row only."""
+        """``logits`` and ``many_rows_logits``, float32 [1, sequence, vocabulary], of one text.
+
+        Graphs with fused attention go on with one row only.
+        """
         half = max(1, feeds["input_ids"].shape[1] // 2)
         own = {name: feeds[name] for name in self.input_names}
         first = {name: np.ascontiguousarray(value[:, :half]) for name, value in own.items()}
         read = self._prompts.run({**first, **empty_past(1, self._settings, self._prompts)})
         logits, past = _logits_and_past(read)
-        found = [logits]
-        if half < own["input_ids"].shape[1]:
-            rest = {name: np.ascontiguousarray(value[:, half:]) for name, value in own.items()}
-            found.append(self._steps.run({**rest, "attention_mask": own["attention_mask"], **past})["logits"])
-        return {"logits": np.concatenate(found, axis=1)}
+        if half == own["input_ids"].shape[1]:
+            return {"logits": logits, MANY_ROWS_LOGITS: logits}
+        rest = {name: np.ascontiguousarray(value[:, half:]) for name, value in own.items()}
+        feeds = {**rest, "attention_mask": own["attention_mask"], **past}
+        return {
+            name: np.concatenate([logits, graph.run(feeds)["logits"]], axis=1)
+            for name, graph in (("logits", self._steps), (MANY_ROWS_LOGITS, self._prompts))
+        }
 
 
 def _logits_and_past(outputs: Mapping[str, np.ndarray]) -> tuple[np.ndarray, dict[str, np.ndarray]]:

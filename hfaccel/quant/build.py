@@ -84,7 +84,8 @@ class PreparedGraph:
         split: names of those of split-off outlier neurons, which cannot.
         ranges: of the activations by name, for the static scheme; None for the others.
         batches: calibration texts, for the method gptq.
-        in_channels: MatMuls that a graph for prompts computes with one scale per channel.
+        in_channels: MatMuls that read what a rotated norm gives, whose weights have one scale per channel for the graph for prompts.
+        to_turn: all others that such a graph computes in 8 bit.
     """
 
     model: onnx_ir.Model
@@ -93,6 +94,7 @@ class PreparedGraph:
     ranges: Mapping[str, tuple[float, float]] | None
     batches: Sequence[Feeds]
     in_channels: tuple[str, ...] = ()
+    to_turn: tuple[str, ...] = ()
 
 
 def build_candidate(
@@ -133,7 +135,7 @@ def prepare_graph(rung: Rung, graph: Path, calibration: CalibrationData, *, scra
     """Load a float graph, rewrite it as the rung says (exact in float arithmetic), and find the ranges of its activations."""
     model = load_graph(graph)
     statistics = dict(calibration.statistics)
-    in_channels = _rotate(rung, model, graph) if rung.rotate else ()
+    read_norms = _rotate(rung, model, graph) if rung.rotate else ()
     split: tuple[str, ...] = ()
     feed_forward_inputs = {block.down.inputs[0].name for block in feed_forward_blocks(model) if block.down.inputs[0] is not None}
     if rung.outlier_neurons:
@@ -148,23 +150,28 @@ def prepare_graph(rung: Rung, graph: Path, calibration: CalibrationData, *, scra
         if rung.calibration == "percentile":  # a histogram cannot be derived from that of the unchanged graph
             statistics = observe(model, activations, calibration.batches, workdir=scratch, histograms=True)
         ranges = {name: statistics[name].range(rung.calibration) for name in activations}
-    return PreparedGraph(model, matmuls, split, ranges, calibration.batches, in_channels)
+    prompts = _prompt_products(model, matmuls) if rung.prompt_graph else ()
+    in_channels = tuple(name for name in prompts if name in read_norms)
+    to_turn = tuple(name for name in prompts if name not in read_norms)
+    return PreparedGraph(model, matmuls, split, ranges, calibration.batches, in_channels, to_turn)
 
 
 def _rotate(rung: Rung, model: onnx_ir.Model, graph: Path) -> tuple[str, ...]:
-    """Names of the MatMuls that a graph for prompts computes with one scale per channel."""
+    """Names of the MatMuls that read a norm of the rotated stream; none where ``auto`` leaves a stream of another form as it is."""
     names = rotate_residual(model)
-    if not names:
+    if not names and rung.rotate != "auto":
         raise RecipeError(
             NOT_ROTATABLE,
             where=str(graph),
-            hint=f"leave the rung {rung.name} out of the ladder of this architecture",
+            hint=f"give the rung {rung.name} rotate: auto, or leave it out of the ladder of this architecture",
         )
-    if not rung.prompt_graph:
-        return ()
-    weights = {node.name: node.inputs[1] for node in model.graph if node.name in names}
-    parts = {name: part_of(weight.name or "") for name, weight in weights.items() if weight is not None}
-    return tuple(name for name in names if parts[name] != "head")
+    return names
+
+
+def _prompt_products(model: onnx_ir.Model, matmuls: Sequence[str]) -> tuple[str, ...]:
+    """The MatMuls that read every token of a prompt: all but the head."""
+    weights = {node.name or "": node.inputs[1] for node in model.graph if node.name in matmuls}
+    return tuple(name for name, weight in weights.items() if weight is not None and part_of(weight.name or "") != "head")
 
 
 def switched_graph(rung: Rung, prepared: PreparedGraph, *, weights: WeightFormat, workdir: Path) -> SwitchedGraph:
@@ -224,9 +231,10 @@ def _write_weight_only(rung: Rung, prepared: PreparedGraph, nodes: Sequence[str]
         model = model.clone()
         store_nearest(rung, model, in_channels, in_channels)
     left = [node.name or "" for node in model.graph if node.name in nodes and node.op_type == "MatMul"]
-    path = write_weight_only(rung, model, left, folder, own_data_file=bool(in_channels))
-    if in_channels:
-        write_prompt_graph(path, in_channels, saturates=saturates)
+    path = write_weight_only(rung, model, left, folder, own_data_file=rung.prompt_graph)
+    if rung.prompt_graph:
+        to_turn = [name for name in nodes if name in prepared.to_turn]
+        write_prompt_graph(path, in_channels, to_turn, saturates=saturates)
     return write_with_eight_bits(path, exact, rung, folder) if exact else path
 
 

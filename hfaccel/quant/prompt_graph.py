@@ -1,9 +1,10 @@
-"""A second graph beside a decoder's, for prompts: the same weights, computed for many tokens at once.
+"""A second graph beside a decoder's, for many tokens at once: the same weights, computed with one scale per channel and one per token.
 
 ``MatMulNBits`` is made for one token: it scales each block by itself, so for a prompt it does two to three operations where a product with
-one scale per channel and call does one. Such a product needs weights with one scale per channel, and an activation of which all
-tokens have the same range: after :mod:`hfaccel.rewrites.rotate_residual` those that a norm gives do. Both graphs read one file of weights;
-onnxruntime lays them out for either kernel when it opens the graph.
+one scale per channel does one. What a norm gives after :mod:`hfaccel.rewrites.rotate_residual` has no channel that stands out: such
+products read the same file of weights, whose blocks then all have their channel's scale, and onnxruntime lays them out for either kernel
+when it opens the graph. All others but the head, which a prompt needs for its last token only, are turned
+(:mod:`hfaccel.quant.per_token`); their turned weights lie in a second file, as turning them when the graph is opened would take a gigabyte.
 
 Where products of unsigned activations with signed weights saturate (x86 without VNNI), weights stay unsigned: that kernel widens both to 16
 bits first. It is exact, a tenth slower than the saturating one, and still 1.4 times as fast as float on AVX2.
@@ -13,63 +14,81 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hfaccel.quant.weight_only import BlockwiseWeight
+from hfaccel.quant.per_token import ZERO_LEVEL, ChannelWeight, PerTokenProducts, turned, turning_group
+from hfaccel.quant.weight_only import BlockwiseWeight, read_blocks
 from hfaccel.rewrites.drop_unused import drop_unused
-from hfaccel.rewrites.graphs import load_graph, new_initializer
+from hfaccel.rewrites.graphs import PROMPT_DATA_NAME, load_graph, new_initializer
 from hfaccel.runtime.generation.decoder import PROMPT_GRAPH_NAME
 
 if TYPE_CHECKING:
     import onnx_ir
 
-_LARGEST = 127
-_ZERO_LEVEL = 128
-
 
 def round_channels(weight: np.ndarray, block_size: int) -> BlockwiseWeight:
     """Round a weight [in, out] to 8 bit with one scale per output channel, stored as if each block had its own."""
-    scales = np.maximum(np.abs(weight).max(axis=0), np.finfo(np.float32).tiny).astype(np.float32) / _LARGEST
-    levels = (np.rint(weight / scales) + _ZERO_LEVEL).astype(np.uint8).T
-    return in_blocks(BlockwiseWeight(levels[:, None], scales[:, None], None, 8), block_size)
+    rounded = ChannelWeight.nearest(weight)
+    return in_blocks(BlockwiseWeight(rounded.levels.T[:, None], rounded.scales[:, None], None, 8), block_size)
 
 
 def in_blocks(channels: BlockwiseWeight, block_size: int) -> BlockwiseWeight:
     """A weight of 8 bit whose every channel is one block, stored as if it were several, each with the channel's scale."""
     outputs, _, inputs = channels.levels.shape
     blocks = -(-inputs // block_size)
-    levels = np.full((outputs, blocks * block_size), _ZERO_LEVEL, dtype=np.uint8)
+    levels = np.full((outputs, blocks * block_size), ZERO_LEVEL, dtype=np.uint8)
     levels[:, :inputs] = channels.levels[:, 0]
     return BlockwiseWeight(levels.reshape(outputs, blocks, block_size), np.repeat(channels.scales, blocks, axis=1), None, 8)
 
 
-def write_prompt_graph(graph: Path, names: Collection[str], *, saturates: bool) -> Path:
+def write_prompt_graph(graph: Path, in_channels: Collection[str], to_turn: Collection[str], *, saturates: bool) -> Path:
     """Write the graph for prompts beside a decoder's graph.
 
     Args:
         graph: with its weights in a file of their own, which is not changed.
-        names: of its ``MatMulNBits`` whose weights come from :func:`in_blocks`; all others stay as they are.
+        in_channels: of its ``MatMulNBits`` whose weights come from :func:`in_blocks` and whose activations need no turning.
+        to_turn: those of 8 bit, without zero points, that are turned; where their inputs have no group to turn they stay as they are, like
+            all that are named nowhere.
         saturates: whether u8 x s8 products saturate on the target.
     """
     import onnx_ir
 
     model = load_graph(graph)
+    products = PerTokenProducts(model, unsigned=saturates)
+    stored: list[onnx_ir.Value] = []
     for node in list(model.graph):
-        if node.name in names:
-            _compute_in_channels(model, node, unsigned=saturates)
+        if node.name in in_channels:
+            products.replace(node, *_channels_of_blocks(model, node, unsigned=saturates), None)
+        elif node.name in to_turn and (group := turning_group(node.attributes.get_int("K", 0))) is not None:
+            weight = turned(read_blocks(node).dequantized(node.attributes.get_int("K", 0)), group)
+            constants = products.constants(f"{node.name}_turned", ChannelWeight.nearest(weight))
+            products.replace(node, *constants, group)
+            stored.append(constants[0])
     drop_unused(model)
+    _store_beside(stored, graph.parent)
     path = graph.with_name(PROMPT_GRAPH_NAME)
     onnx_ir.save(model, str(path))  # weights that lie in a file stay there
     return path
 
 
-def _compute_in_channels(model: onnx_ir.Model, node: onnx_ir.Node, *, unsigned: bool) -> None:
+def _store_beside(values: list[onnx_ir.Value], folder: Path) -> None:
+    """Put constants into the file of what only the graph for prompts reads."""
+    from onnx_ir.external_data import convert_tensors_to_external
+
+    tensors = [value.const_value for value in values if value.const_value is not None]
+    if tensors:
+        for value, tensor in zip(values, convert_tensors_to_external(tensors, folder, PROMPT_DATA_NAME), strict=True):
+            value.const_value = tensor
+
+
+def _channels_of_blocks(model: onnx_ir.Model, node: onnx_ir.Node, *, unsigned: bool) -> tuple[onnx_ir.Value, onnx_ir.Value]:
+    """Weight [in, out] and scales [out], computed from the blocks when the graph is opened."""
     import onnx_ir
 
-    activation, blocks, scales = node.inputs[:3]
-    assert activation is not None and blocks is not None and scales is not None  # as store_in_blocks made it
+    blocks, scales = node.inputs[1:3]
+    assert blocks is not None and scales is not None  # as store_in_blocks made it
     inputs, outputs = node.attributes.get_int("K", 0), node.attributes.get_int("N", 0)
     made: list[onnx_ir.Node] = []
 
@@ -85,22 +104,15 @@ def _compute_in_channels(model: onnx_ir.Model, node: onnx_ir.Node, *, unsigned: 
     levels = add("Reshape", "levels", blocks, integers(outputs, -1))
     used = add("Slice", "used", levels, integers(0), integers(inputs), integers(1))
     if not unsigned:
-        signed = add("Sub", "signed", add("Cast", "wide", used, to=onnx_ir.DataType.INT32), _zero_level(model, np.int32))
+        signed = add("Sub", "signed", add("Cast", "wide", used, to=onnx_ir.DataType.INT32), _zero_level(model))
         used = add("Cast", "narrow", signed, to=onnx_ir.DataType.INT8)
     weight = add("Transpose", "weight", used)
     scale = add("Reshape", "scale", add("Slice", "first", scales, integers(0), integers(1), integers(1)), integers(-1))
-    operands = [activation, weight, scale, *([_zero_level(model, np.uint8, outputs)] if unsigned else [])]
-    product = onnx_ir.node("DynamicQuantizeMatMul", operands, domain=node.domain, name=f"{node.name}_prompt")
-    model.graph.insert_before(node, [*made, product])
-    result = product.outputs[0]
-    result.name, result.type, result.shape = f"{node.outputs[0].name}_prompt", node.outputs[0].type, node.outputs[0].shape
-    node.outputs[0].replace_all_uses_with(result)
-    model.graph.remove(node, safe=True)
+    model.graph.insert_before(node, made)
+    return weight, scale
 
 
-def _zero_level(model: onnx_ir.Model, dtype: type[np.integer[Any]], outputs: int | None = None) -> onnx_ir.Value:
-    """The level of zero, as one number or once for each output channel."""
-    name = "prompt_zero_level" if outputs is None else f"prompt_zero_levels_{outputs}"
+def _zero_level(model: onnx_ir.Model) -> onnx_ir.Value:
+    name = "prompt_zero_level"
     known = model.graph.initializers.get(name)
-    shape = () if outputs is None else (outputs,)
-    return known if known is not None else new_initializer(model, name, np.full(shape, _ZERO_LEVEL, dtype=dtype))
+    return known if known is not None else new_initializer(model, name, np.array(ZERO_LEVEL, dtype=np.int32))

@@ -111,9 +111,10 @@ class Rung(Section):
             the head, attention, or the second product of feed-forward blocks.
         eight_bit_matmuls: weight-only of 4 bit: names of MatMuls that have 8 bits beside those parts, as the search found them for this
             very checkpoint.
-        rotate: weight-only of decoders: turn the residual stream first (exact in float), so that no channel of it stands out.
-        prompt_graph: weight-only of decoders: ship a second graph for prompts, in which the products that read a normalized value have one
-            scale per channel and one per call. Needs ``rotate``.
+        rotate: weight-only of decoders: turn the residual stream first (exact in float), so that no channel of it stands out; auto does
+            so where its norms allow it (root mean square norms do).
+        prompt_graph: weight-only of decoders: ship a second graph for prompts, in which products have one scale per channel and one per
+            token. Needs weights of 8 bits without zero points.
         cache_bits: of decoders: bits of a key or value in the cache, one scale per channel of a head; None leaves them in float32. Needs
             calibration data.
         objectives: the rung competes only where one of these is asked for; empty = always.
@@ -146,7 +147,7 @@ class Rung(Section):
     method: Literal["rtn", "k-quant", "hqq", "gptq", "quant-ease", "awq", "awq-quant-ease", "auto-round"] = "rtn"
     eight_bit: tuple[Part, ...] = ()
     eight_bit_matmuls: tuple[str, ...] = ()
-    rotate: bool = False
+    rotate: bool | Literal["auto"] = False
     prompt_graph: bool = False
     cache_bits: Literal[4, 8] | None = None
     objectives: tuple[Objective, ...] = ()
@@ -224,8 +225,8 @@ class Rung(Section):
             found.append(("method", f"{self.method} gives each block a zero point: symmetric must be false"))
         if self.eight_bit_matmuls and self.weight_only_bits == 8:
             found.append(("eight_bit_matmuls", "every MatMul has 8 bits"))
-        if self.prompt_graph and not (self.rotate and self.weight_only_bits == 8 and self.symmetric):
-            found.append(("prompt_graph", "needs rotate, and weights of 8 bits without zero points"))
+        if self.prompt_graph and not (self.weight_only_bits == 8 and self.symmetric):
+            found.append(("prompt_graph", "needs weights of 8 bits without zero points"))
         return found
 
     def _changed(self, names: frozenset[str]) -> list[str]:

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 GRAPH_NAME = "model.onnx"
 DATA_NAME = "model.onnx.data"
+PROMPT_DATA_NAME = f"{PROMPT_GRAPH_NAME}.data"
+"""Weights that only the graph for prompts reads."""
+_BESIDE = (DATA_NAME, PROMPT_GRAPH_NAME, PROMPT_DATA_NAME)
 
 
 def load_graph(path: Path) -> onnx_ir.Model:
@@ -36,7 +39,7 @@ def save_graph(model: onnx_ir.Model, folder: Path) -> Path:
 def copy_graph(source: Path, folder: Path) -> None:
     """Copy the graph file ``source``, and its weights and its graph for prompts if they lie beside it, under the standard names."""
     shutil.copyfile(source, folder / GRAPH_NAME)
-    for name in (DATA_NAME, PROMPT_GRAPH_NAME):
+    for name in _BESIDE:
         if source.with_name(name).is_file():
             shutil.copyfile(source.with_name(name), folder / name)
 
@@ -57,8 +60,7 @@ def link_graph(source: Path, folder: Path) -> None:
 
 def graph_bytes(folder: Path) -> int:
     """Size of the graph in a folder, of its weights and of its graph for prompts, under the standard names."""
-    names = (GRAPH_NAME, DATA_NAME, PROMPT_GRAPH_NAME)
-    return sum(path.stat().st_size for path in folder.iterdir() if path.is_file() and path.name in names)
+    return sum(path.stat().st_size for path in folder.iterdir() if path.is_file() and path.name in (GRAPH_NAME, *_BESIDE))
 
 
 def operator_counts(model: onnx_ir.Model) -> dict[str, int]:

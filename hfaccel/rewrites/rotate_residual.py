@@ -90,14 +90,19 @@ def rotated(array: np.ndarray) -> np.ndarray:
     """
     width = array.shape[-1]
     power = width & -width
-    hadamard = np.ones((1, 1), dtype=np.float32)
-    while len(hadamard) < power:
-        hadamard = np.block([[hadamard, hadamard], [hadamard, -hadamard]])
     angles = 2 * np.pi * np.outer(np.arange(width // power), np.arange(width // power)) / (width // power)
     hartley = ((np.cos(angles) + np.sin(angles)) / np.sqrt(width)).astype(np.float32)
     signs = np.random.default_rng(_SEED).choice(np.array([-1, 1], dtype=np.float32), width)
     parts = (array * signs).reshape(*array.shape[:-1], power, width // power)
-    return np.asarray((hadamard @ (parts @ hartley)).reshape(array.shape))
+    return np.asarray((hadamard(power) @ (parts @ hartley)).reshape(array.shape))
+
+
+def hadamard(size: int) -> np.ndarray:
+    """The Hadamard matrix of a power of two (Sylvester, 1867): float32 [size, size] of 1 and -1, symmetric, its square ``size`` times the identity."""
+    matrix = np.ones((1, 1), dtype=np.float32)
+    while len(matrix) < size:
+        matrix = np.block([[matrix, matrix], [matrix, -matrix]])
+    return matrix
 
 
 def _find_stream(model: onnx_ir.Model) -> _Stream | None:

@@ -27,6 +27,7 @@ from hfaccel.stages.fallback import search_fallbacks
 from hfaccel.stages.finals import race_finalists
 from hfaccel.stages.greedy_paths import with_greedy_paths
 from hfaccel.stages.guess_price import with_guess_price
+from hfaccel.stages.many_rows import with_prompt_graph_rows
 from hfaccel.stages.parents import FALLBACK_FOLDER, graph_path
 from hfaccel.stages.precision_map import precision_map
 from hfaccel.stages.shipping import write_shipped, written_by
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from hfaccel.runtime.session import Runner
 
 NAME: StageName = "accuracy"
-REVISION = 17
+REVISION = 19
 LIBRARIES = (
     "torch",
     "transformers",
@@ -104,6 +105,7 @@ def run(artifact: Artifact | None, ctx: StageContext) -> StageResult:
     graph = write_shipped(graph_path(chosen, artifact, ctx), chosen, artifact.contract, tokenizer, ctx)
     contract = with_cache_of(artifact.contract, ctx.workdir / graph)
     contract = with_guess_price(contract, ctx.workdir / graph, chosen.session, ctx)
+    contract = with_prompt_graph_rows(contract, ctx.workdir / graph, chosen.session, chosen, ctx)
     shutil.rmtree(ctx.workdir / FALLBACK_FOLDER, ignore_errors=True)
     save_candidates(rank(judged, chosen, ctx.recipe.measure.objective), ctx.workdir)
     made = Artifact(ctx.workdir, graph, chosen.precision, contract, record_files(ctx.workdir))

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from hfaccel.errors import DataError
-from hfaccel.evaluate.cached_decoding import PromptThenSteps, empty_past
+from hfaccel.evaluate.cached_decoding import MANY_ROWS_LOGITS, PromptThenSteps, empty_past
 from hfaccel.evaluate.greedy_paths import PathPrompt
 from hfaccel.evaluate.metrics import resolve_metric
 from hfaccel.evaluate.perplexity import (
     SHORTEST_WINDOW,
     Divergence,
+    LanguageLoss,
     Window,
     WindowScores,
     compare_scores,
@@ -125,16 +126,25 @@ class LanguageExaminer:
         """
         windows = _up_to(self._windows, BRIEF_TOKENS) if brief else self._windows
         reader = runner if prompts is None else PromptThenSteps(prompts, runner, self._settings)
-        scores: list[WindowScores] = []
-        divergences: list[Divergence] = []
-        for (window, logits), kept in zip(_logits(reader, windows, self._settings), self._kept[: len(windows)], strict=True):
-            scores.append(score_window(logits, window))
-            divergences.append(divergence(kept.logits, logits[kept.positions]))
-        loss = compare_scores(self._source[: len(scores)], scores, divergences)
+        loss, many_rows = self._losses(reader, windows)
         known = self._own if loss.non_finite == 0 else None
         written = known.loss(answers) if known is not None and answers is not None else None
         worst = min(self._batch_cosine(graph) for graph in (runner, prompts) if graph is not None)
-        return finding_of(loss, written, worst, self._limits, what="a prompt")
+        finding = finding_of(loss, written, worst, self._limits, what="a prompt")
+        return finding if many_rows is None or many_rows.non_finite else replace(finding, many_rows=many_rows.as_loss())
+
+    def _losses(self, reader: Runner, windows: Sequence[Window]) -> tuple[LanguageLoss, LanguageLoss | None]:
+        """What is lost as the graphs are used for one row, and, where there are two, for many."""
+        scores: dict[str, list[WindowScores]] = {}
+        divergences: dict[str, list[Divergence]] = {}
+        for window, kept in zip(windows, self._kept[: len(windows)], strict=True):
+            found = _read(reader, [list(window.ids)], self._settings)
+            for name in {"logits", MANY_ROWS_LOGITS} & found.keys():
+                scores.setdefault(name, []).append(score_window(found[name][0], window))
+                divergences.setdefault(name, []).append(divergence(kept.logits, found[name][0][kept.positions]))
+        source = self._source[: len(windows)]
+        losses = {name: compare_scores(source, scores[name], divergences[name]) for name in scores}
+        return losses["logits"], losses.get(MANY_ROWS_LOGITS)
 
     def path_prompts(self) -> list[PathPrompt]:
         """At most 8 beginnings for the models to continue, of as many texts as there are: a prompt, or the start of a window."""
@@ -217,6 +227,11 @@ def _logits(runner: Runner, windows: Sequence[Window], settings: GenerationSetti
 
 def _prefill(runner: Runner, rows: Sequence[Sequence[int]], settings: GenerationSettings) -> np.ndarray:
     """Logits [batch, sequence, vocabulary] of prompts padded on the right."""
+    return _read(runner, rows, settings)["logits"]
+
+
+def _read(runner: Runner, rows: Sequence[Sequence[int]], settings: GenerationSettings) -> dict[str, np.ndarray]:
+    """All that a graph gives for prompts padded on the right."""
     width = max(map(len, rows))
     ids = np.full((len(rows), width), settings.pad_token_id, dtype=np.int64)
     mask = np.zeros_like(ids)
@@ -224,4 +239,4 @@ def _prefill(runner: Runner, rows: Sequence[Sequence[int]], settings: Generation
         ids[number, : len(row)], mask[number, : len(row)] = row, 1
     positions = np.broadcast_to(np.arange(width, dtype=np.int64), ids.shape)
     feeds = {"input_ids": ids, "attention_mask": mask, "position_ids": np.ascontiguousarray(positions)}
-    return runner.run({**feeds, **empty_past(len(rows), settings, runner)})["logits"]
+    return runner.run({**feeds, **empty_past(len(rows), settings, runner)})

@@ -28,13 +28,17 @@ class AnswersFinding(Finding):
         answers: loss of the task's metric on the candidate's own answers; None where the data has no references, or nobody
             wrote any. It refuses what is proven to lose more than the budget, and accepts nothing: answers differ or not, and so
             take many examples to prove anything.
+        many_rows: loss where a decoder's graph for prompts reads all of a text, as it would read steps of many rows; None without such a
+            graph. It refuses nothing: over the budget, such steps run on the other graph.
     """
 
     answers: Loss | None = None
+    many_rows: Loss | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types, as the manifest shows a verdict."""
-        return {**super().to_json(), "answers": None if self.answers is None else asdict(self.answers)}
+        shown = {"answers": self.answers, "many_rows": self.many_rows}
+        return {**super().to_json(), **{name: None if loss is None else asdict(loss) for name, loss in shown.items()}}
 
 
 class OwnAnswers:

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from hfaccel.recipe.targets import TargetProfile
 
 NAME: StageName = "quantize"
-REVISION = 14
+REVISION = 15
 LIBRARIES = ("onnx", "onnx-ir", "onnxruntime", "openvino", "tokenizers", "numpy")
 
 GRAPHS = "graphs"
@@ -140,10 +140,8 @@ def refusal(rung: Rung, recipe: Recipe, target: TargetProfile, *, on_target: boo
     if not is_for_objective(rung, recipe):
         return "not-for-objective", f"competes only for the objective {' or '.join(rung.objectives)} (--objective)"
     if _is_hopeless(rung, recipe):
-        budget = (
-            f"needs an accuracy budget of {rung.least_budget:.0%} or more (--max-loss), {recipe.accuracy.max_loss:.2%} was given"
-        )
-        return "budget-too-small", budget
+        # Without the budget that was given: another one that is too small as well takes this stage from the cache.
+        return "budget-too-small", f"needs an accuracy budget of {rung.least_budget:.0%} or more (--max-loss)"
     if quantize.engines != "auto" and engine not in quantize.engines:
         return "engine-not-wanted", f"engines that may compete: {', '.join(quantize.engines)} (--engine)"
     if quantize.engines == "auto" and engine != "onnxruntime" and not on_target:
@@ -179,7 +177,7 @@ def _build(
         return replace(empty, reason="needs-calibration-data", detail=detail)
     if rung.graph not in parents:
         return replace(empty, reason="build-failed", detail=f"there is no {rung.graph} graph: the stage is switched off")
-    if rung.rotate and not can_rotate(load_graph(parents[rung.graph].graph_path)):
+    if rung.rotate is True and not can_rotate(load_graph(parents[rung.graph].graph_path)):
         return replace(empty, reason="not-supported-by-model", detail=NOT_ROTATABLE)
     folder = ctx.workdir / "candidates" / rung.name
     folder.mkdir(parents=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +15,13 @@ from hypothesis import strategies as st
 
 from hfaccel.artifact.contract import SessionSettings
 from hfaccel.artifact.generation import GenerationSettings
-from hfaccel.evaluate.cached_decoding import PromptThenSteps, empty_past
+from hfaccel.evaluate.cached_decoding import MANY_ROWS_LOGITS, PromptThenSteps, empty_past
 from hfaccel.quant.build import CalibrationData, build_candidate
 from hfaccel.quant.prompt_graph import round_channels, write_prompt_graph
 from hfaccel.quant.weight_only import store_in_blocks
 from hfaccel.recipe.schema import Rung, WeightFormat
 from hfaccel.rewrites.drop_unused import drop_unused
-from hfaccel.rewrites.graphs import graph_bytes, load_graph, new_initializer, save_graph
+from hfaccel.rewrites.graphs import copy_graph, graph_bytes, load_graph, new_initializer, save_graph
 from hfaccel.rewrites.last_token_logits import all_token_logits
 from hfaccel.rewrites.pack_gate_up import pack_gate_up
 from hfaccel.rewrites.rotate_residual import can_rotate, rotate_residual, rotated
@@ -168,19 +169,58 @@ def folder(llama: Path, tmp_path_factory: pytest.TempPathFactory, request: pytes
         prompt_graph=True,
     )
     assert rung.contradictions() == ()
-    built = build_candidate(rung, llama, calibration(), weights=WeightFormat(), folder=made)
+    # Signed weights would saturate on processors without VNNI.
+    built = build_candidate(rung, llama, calibration(), weights=WeightFormat(unsigned=True), folder=made)
     assert built.path.with_name(PROMPT_GRAPH_NAME).is_file()
     return made
 
 
-def test_both_graphs_read_one_file_of_weights(folder: Path) -> None:
+def test_what_reads_a_norm_lies_in_one_file_for_both_graphs_and_the_rest_is_turned(folder: Path) -> None:
     data = (folder / "model.onnx.data").stat().st_size
     assert graph_bytes(folder) == sum(path.stat().st_size for path in folder.iterdir())
     assert (folder / PROMPT_GRAPH_NAME).stat().st_size < data / 2
+    turned_bytes = LAYERS * (CHANNELS * CHANNELS + 160 * CHANNELS)  # what attention and the feed-forward block give back
+    assert turned_bytes <= (folder / f"{PROMPT_GRAPH_NAME}.data").stat().st_size < 1.1 * turned_bytes
     operators = [node.op_type for node in load_graph(folder / PROMPT_GRAPH_NAME).graph]
-    # What reads a norm, without the head: query, key, value and the two of the feed-forward block as one. The rest stays in blocks.
-    assert operators.count("DynamicQuantizeMatMul") == operators.count("MatMulNBits") - 1
-    assert "MatMul" not in operators
+    # Query, key, value and the two of the feed-forward block read norms; as many others are turned, and the head stays in blocks.
+    assert operators.count("MatMulNBits") == 1
+    assert operators.count("MatMul") == 2 * LAYERS  # with the Hadamard matrix
+    assert operators.count("MatMulIntegerToFloat") >= 4 * LAYERS
+
+
+def test_what_only_prompts_read_is_copied_along(folder: Path, tmp_path: Path) -> None:
+    copy_graph(folder / "model.onnx", tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in folder.iterdir()}
+
+
+def test_a_stream_that_cannot_be_rotated_has_a_graph_for_prompts_too(tmp_path: Path) -> None:
+    (tmp_path / "made").mkdir()
+    graph = make_graph("gpt2", tmp_path)
+    rung = Rung(name="any", scheme="weight-only", graph="fused", block_size=32, rotate="auto", prompt_graph=True)
+    built = build_candidate(rung, graph, calibration(), weights=WeightFormat(unsigned=True), folder=tmp_path / "made")
+    settings = replace(CACHE, key_value_heads=6, context_length=1024)
+    prompt = np.random.default_rng(1).integers(1, WORDS, 3 * PROMPT_TOKENS).tolist()
+    ours, exact = (Decoder(path, SessionSettings(), settings).prefill([prompt]) for path in (built.path, graph))
+    assert np.corrcoef(ours.logits[0], exact.logits[0])[0, 1] > 0.99
+    left = [node for node in load_graph(tmp_path / "made" / PROMPT_GRAPH_NAME).graph if node.op_type == "MatMulNBits"]
+    assert [node.attributes.get_int("N", 0) for node in left] == [WORDS]  # the head
+
+
+def test_steps_of_many_rows_run_on_the_graph_for_prompts(folder: Path, llama: Path) -> None:
+    prompts = [np.random.default_rng(row).integers(1, WORDS, 5 + row).tolist() for row in range(4)]
+    exact = Decoder(llama, SessionSettings(), CACHE).prefill(prompts, room=4)
+    decoder = Decoder(folder / "model.onnx", SessionSettings(), CACHE)
+    never, many = (decoder.under(replace(CACHE, prompt_graph_rows=rows)).prefill(prompts, room=4) for rows in (None, 3))
+    np.testing.assert_array_equal(never.logits, many.logits)
+    for token in (7, 11):
+        said = [way.step(np.full(4, token)) for way in (never, many, exact)]
+        assert not np.array_equal(said[0], said[1])  # another graph
+        for row in range(4):
+            assert np.corrcoef(said[1][row], said[2][row])[0, 1] > 0.995
+    for way in (never, many, exact):
+        way.keep_rows([1, 3])  # too few now
+    first = many.step(np.full(2, 13))
+    assert np.corrcoef(first[0], exact.step(np.full(2, 13))[0])[0, 1] > 0.995
 
 
 def test_prompts_are_read_by_their_graph_and_steps_go_on_from_there(folder: Path, llama: Path, tmp_path: Path) -> None:
@@ -220,9 +260,9 @@ def test_weights_are_unsigned_where_products_of_the_target_saturate(saturates: b
         Rung(name="eight", scheme="weight-only", graph="fused"), model, ["product"], lambda *_: round_channels(exact, 64)
     )
     save_graph(model, tmp_path)
-    path = write_prompt_graph(tmp_path / "model.onnx", ["product"], saturates=saturates)
-    readers = [node for node in load_graph(path).graph if node.op_type == "DynamicQuantizeMatMul"]
-    assert [len(node.inputs) for node in readers] == [4 if saturates else 3]
+    path = write_prompt_graph(tmp_path / "model.onnx", ["product"], [], saturates=saturates)
+    readers = [node for node in load_graph(path).graph if node.op_type == "MatMulIntegerToFloat"]
+    assert [len(node.inputs) for node in readers] == [6 if saturates else 5]
     activation = np.full((tokens, inputs), 3.0, dtype=np.float32)
     if saturates:  # the other one is right on processors that add up in 32 bits
         np.testing.assert_allclose(GraphSession(path).run({"x": activation})["y"], -activation @ exact, rtol=1e-3)
@@ -234,9 +274,11 @@ def test_a_text_that_is_read_half_by_half_is_read_as_a_whole(llama: Path) -> Non
     graph = GraphSession(llama, content=with_all_logits(llama))
     whole = graph.run({**feeds, **empty_past(1, CACHE)})["logits"]
     assert whole.shape == (1, 17, WORDS)
-    np.testing.assert_allclose(PromptThenSteps(graph, graph, CACHE).run(feeds)["logits"], whole, atol=1e-4)
     first = {name: value[:, :1] for name, value in feeds.items()}  # one token has no second half
-    np.testing.assert_allclose(PromptThenSteps(graph, graph, CACHE).run(first)["logits"], whole[:, :1], atol=1e-4)
+    for read in PromptThenSteps(graph, graph, CACHE).run(feeds), PromptThenSteps(graph, graph, CACHE).run(first):
+        assert set(read) == {"logits", MANY_ROWS_LOGITS}
+        for logits in read.values():
+            np.testing.assert_allclose(logits, whole[:, : logits.shape[1]], atol=1e-4)
 
 
 def with_all_logits(graph: Path) -> bytes:

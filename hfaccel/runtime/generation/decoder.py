@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from threading import RLock
@@ -82,6 +83,12 @@ class Decoder:
             decoding = Decoding(self, cache if cache.capacity >= tokens else cache.larger(tokens, common), row[:common])
         decoding.read([row[common:]])
         return decoding
+
+    def under(self, settings: GenerationSettings) -> Decoder:
+        """The same open graphs under other settings."""
+        other = copy(self)
+        other.settings, other._kept, other._lock = settings, None, RLock()
+        return other
 
     def keep(self, decoding: Decoding) -> None:
         """Remember what a batch of one row has read, for a prompt that begins alike. It must not be stepped any more."""

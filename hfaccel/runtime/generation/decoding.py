@@ -66,7 +66,7 @@ class Decoding:
         self.logits = np.zeros((cache.batch, decoder.settings.vocabulary_size), dtype=np.float32)
         self.reused = len(read_already)
         self._decoder = decoder
-        self._bind()
+        self._binding: Any = None  # of steps; made anew when the rows or their cache are others
         # Columns that are not in use yet hold ones: a token that follows is never padding.
         self._mask = np.ones((cache.batch, cache.capacity), dtype=np.int64)
         self._width = len(read_already)
@@ -83,7 +83,7 @@ class Decoding:
         session = self._decoder.session
         if self._decoder.prompt_session is not None and ids.size >= PROMPT_TOKENS:
             session = self._decoder.prompt_session
-        binding = self._bound(session)  # of its own: steps bind another output
+        binding = self._bound_to(session)  # of its own: steps bind another output
         binding.bind_output("logits", "cpu")
         self._run(session, binding, ids, positions, rows)
         logits = binding.get_outputs()[-1].numpy()  # bound last; a graph may give one row of logits per token
@@ -144,6 +144,9 @@ class Decoding:
             self._grow(min(2 * self.cache.capacity, limit))
         logits = np.empty((*ids.shape, settings.vocabulary_size), dtype=np.float32)
         value = onnxruntime.OrtValue.ortvalue_from_numpy(logits)
+        session = self._step_session()
+        if self._binding is None:
+            self._binding = self._bound_to(session)
         if self._decoder.gives_several_logits:
             self._binding.bind_ortvalue_output(KEPT_LOGITS, value)
             # bind_cpu_input knows no inputs that have a default.
@@ -152,8 +155,13 @@ class Decoding:
         else:
             self._binding.bind_ortvalue_output("logits", value)
         positions = np.array([range(len(row), len(row) + new) for row in self.tokens], dtype=np.int64)
-        self._run(self._decoder.session, self._binding, ids, positions, ids.tolist())
+        self._run(session, self._binding, ids, positions, ids.tolist())
         return logits
+
+    def _step_session(self) -> Any:
+        """What steps run on: many rows are many tokens, as a prompt is."""
+        rows, prompts = self._decoder.settings.prompt_graph_rows, self._decoder.prompt_session
+        return prompts if prompts is not None and rows is not None and len(self.tokens) >= rows else self._decoder.session
 
     def keep_rows(self, rows: Sequence[int]) -> None:
         """Go on with some rows only, in ascending order; the others are not computed any more."""
@@ -163,7 +171,7 @@ class Decoding:
         self.cache.keep_rows(kept, max(map(len, self.tokens), default=0))
         self._take_memory(kept)
         self._take_mask(kept)
-        self._bind()
+        self._binding = None
 
     def reorder(self, rows: Sequence[int]) -> None:
         """Go on with these rows in this order; a row may come more than once, as beams do, or not at all.
@@ -182,7 +190,7 @@ class Decoding:
         moved = self._take_memory(taken) or moved
         self._take_mask(taken)
         if moved:
-            self._bind()
+            self._binding = None
 
     def _take_memory(self, rows: Sequence[int]) -> bool:
         """Whether the memory is another one then, and must be bound."""
@@ -212,10 +220,7 @@ class Decoding:
         for tokens, row in zip(self.tokens, rows, strict=True):
             tokens.extend(row)
 
-    def _bind(self) -> None:
-        self._binding = self._bound(self._decoder.session)
-
-    def _bound(self, session: Any) -> Any:
+    def _bound_to(self, session: Any) -> Any:
         binding = session.io_binding()
         self.cache.bind(binding)
         if self.memory is not None:
@@ -227,7 +232,7 @@ class Decoding:
         grown = np.ones((self.cache.batch, self.cache.capacity), dtype=np.int64)
         grown[:, : self._width] = self._mask[:, : self._width]
         self._mask = grown
-        self._bind()
+        self._binding = None
 
 
 def check_prompts(rows: Sequence[Sequence[int]], context_length: int) -> None:

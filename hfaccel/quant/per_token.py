@@ -1,0 +1,160 @@
+"""Products of 8 bit in which every token has a scale of its own, and no channel of a token stands out.
+
+``DynamicQuantizeMatMul`` has one scale for all tokens of a call: one token with large values rounds all others off, and an answer depends
+on what else is in its batch. Here each token is divided by its largest value, put on 255 fixed levels, and the product multiplied by
+that value again (row-wise scales, Dettmers et al., LLM.int8, arXiv:2208.07339): a token's result is its own.
+
+Channels that stand out would set the scale of their token. So activations are *turned*: groups of channels are multiplied by a
+Hadamard matrix, which spreads each channel over its group, and the weights by the same one beforehand. It is orthogonal and
+symmetric, so the product stays what it was (QuaRot, Ashkboos et al., arXiv:2404.00456, does so with all channels at once). With groups of 64
+the error on SmolLM2's feed-forward blocks is that of blocks of 64 with a scale each (1.4e-4 against 1.3e-4 of the result's power; 9.0e-4
+without turning, 1.6e-4 with groups of 32), and onnxruntime computes it in half of their time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hfaccel.rewrites.graphs import new_initializer
+from hfaccel.rewrites.rotate_residual import hadamard
+
+if TYPE_CHECKING:
+    import onnx_ir
+
+DOMAIN = "com.microsoft"
+LARGEST = 127
+ZERO_LEVEL = 128
+LARGEST_GROUP = 64
+_SMALLEST_GROUP = 16
+"""Fewer channels leave an outlier nearly as large as it was."""
+
+
+@dataclass(frozen=True)
+class ChannelWeight:
+    """A weight in 8 bit with one scale per output channel.
+
+    Attributes:
+        levels: uint8 [in, out], around 128.
+        scales: float32 [out].
+    """
+
+    levels: np.ndarray
+    scales: np.ndarray
+
+    @classmethod
+    def nearest(cls, weight: np.ndarray) -> ChannelWeight:
+        """A float weight [in, out] rounded to the nearest levels."""
+        scales = np.maximum(np.abs(weight).max(axis=0), np.finfo(np.float32).tiny).astype(np.float32) / LARGEST
+        return cls((np.rint(weight / scales) + ZERO_LEVEL).astype(np.uint8), scales)
+
+    def dequantized(self) -> np.ndarray:
+        """float32 [in, out]."""
+        return np.asarray((self.levels.astype(np.float32) - ZERO_LEVEL) * self.scales)
+
+
+def turning_group(inputs: int) -> int | None:
+    """How many channels are turned together: the largest power of two up to 64 that divides ``inputs``; None if it is too small."""
+    group = min(LARGEST_GROUP, inputs & -inputs)
+    return group if group >= _SMALLEST_GROUP else None
+
+
+def turned(weight: np.ndarray, group: int) -> np.ndarray:
+    """A weight [in, out] for activations whose groups of channels were turned."""
+    inputs, outputs = weight.shape
+    parts = weight.reshape(inputs // group, group, outputs)
+    return np.asarray((_turning(group) @ parts).reshape(weight.shape), dtype=np.float32)
+
+
+class PerTokenProducts:
+    """Puts such products into a graph; tokens that several products read are rounded once.
+
+    Args:
+        model: the graph.
+        unsigned: weights are uint8 around 128, for kernels that saturate with signed ones; else int8.
+    """
+
+    def __init__(self, model: onnx_ir.Model, *, unsigned: bool) -> None:
+        self._model = model
+        self._unsigned = unsigned
+        self._tokens: dict[tuple[str, int | None], tuple[onnx_ir.Value, onnx_ir.Value]] = {}
+
+    def constants(self, name: str, weight: ChannelWeight) -> tuple[onnx_ir.Value, onnx_ir.Value]:
+        """Constants for :meth:`replace`, of a weight that lies in no file yet."""
+        levels = weight.levels if self._unsigned else (weight.levels.astype(np.int16) - ZERO_LEVEL).astype(np.int8)
+        return (
+            new_initializer(self._model, f"{name}_levels", np.ascontiguousarray(levels)),
+            new_initializer(self._model, f"{name}_scales", weight.scales),
+        )
+
+    def replace(self, node: onnx_ir.Node, weight: onnx_ir.Value, scales: onnx_ir.Value, group: int | None) -> None:
+        """Compute a product with a constant in this way.
+
+        Args:
+            node: its first input is the activation [..., in]; it goes.
+            weight: uint8 or int8 [in, out], turned if there is a ``group``.
+            scales: float32 [out].
+            group: channels of the activation that are turned together; None for none.
+        """
+        import onnx_ir
+
+        activation = node.inputs[0]
+        assert activation is not None and activation.name is not None  # of a product
+        tokens = (activation.name, group)
+        if tokens not in self._tokens:
+            self._tokens[tokens] = self._rounded(activation, group, before=node)
+        levels, largest = self._tokens[tokens]
+        zero = self._zero_level()
+        operands = [levels, weight, self._step(), scales, zero, *([zero] if self._unsigned else [])]
+        product = onnx_ir.node("MatMulIntegerToFloat", operands, domain=DOMAIN, name=f"{node.name}_levels_product")
+        back = onnx_ir.node("Mul", [product.outputs[0], largest], name=f"{node.name}_per_token")
+        self._model.graph.insert_before(node, [product, back])
+        result, before = back.outputs[0], node.outputs[0]
+        result.name, result.type, result.shape = f"{before.name}_per_token", before.type, before.shape
+        before.replace_all_uses_with(result, replace_graph_outputs=True)
+        self._model.graph.remove(node, safe=True)
+
+    def _rounded(
+        self, activation: onnx_ir.Value, group: int | None, *, before: onnx_ir.Node
+    ) -> tuple[onnx_ir.Value, onnx_ir.Value]:
+        """Levels uint8 [..., in] of an activation, and the largest magnitude of each token, float32 [..., 1]."""
+        import onnx_ir
+
+        made: list[onnx_ir.Node] = []
+        name = f"{activation.name}_turned" if group else activation.name
+
+        def add(operator: str, what: str, *operands: onnx_ir.Value, **attributes: int) -> onnx_ir.Value:
+            made.append(onnx_ir.node(operator, operands, attributes=attributes, name=f"{name}_{what}"))
+            return made[-1].outputs[0]
+
+        values = activation
+        if group:
+            shape = add("Shape", "shape", activation)
+            groups = add("Reshape", "groups", activation, self._shared(f"groups_{group}", np.array([-1, group], dtype=np.int64)))
+            values = add(
+                "Reshape", "back", add("MatMul", "spread", groups, self._shared(f"turning_{group}", _turning(group))), shape
+            )
+        last = self._shared("last_axis", np.array([-1], dtype=np.int64))
+        smallest = self._shared("smallest", np.array(np.finfo(np.float32).tiny, dtype=np.float32))
+        magnitude = add("ReduceMax", "largest", add("Abs", "magnitudes", values), last, keepdims=1)
+        largest = add("Max", "not_zero", magnitude, smallest)
+        levels = add("QuantizeLinear", "rounded", add("Div", "scaled", values, largest), self._step(), self._zero_level())
+        self._model.graph.insert_before(before, made)
+        return levels, largest
+
+    def _step(self) -> onnx_ir.Value:
+        return self._shared("step", np.array(1 / LARGEST, dtype=np.float32))
+
+    def _zero_level(self) -> onnx_ir.Value:
+        return self._shared("zero_level", np.array(ZERO_LEVEL, dtype=np.uint8))
+
+    def _shared(self, name: str, array: np.ndarray) -> onnx_ir.Value:
+        name = f"per_token_{name}"
+        known = self._model.graph.initializers.get(name)
+        return known if known is not None else new_initializer(self._model, name, array)
+
+
+def _turning(group: int) -> np.ndarray:
+    return np.asarray(hadamard(group) / np.sqrt(group), dtype=np.float32)

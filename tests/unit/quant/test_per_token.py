@@ -1,0 +1,107 @@
+"""Products with a scale per token: what is turned stays what it was, and no token disturbs another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx_ir
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hfaccel.quant.per_token import ChannelWeight, PerTokenProducts, turned, turning_group
+from hfaccel.rewrites.graphs import save_graph
+from hfaccel.rewrites.rotate_residual import hadamard
+from hfaccel.runtime.session import GraphSession
+
+INPUTS, OUTPUTS = 192, 24
+
+
+def graph_of(weight: np.ndarray, folder: Path, *, group: int | None, unsigned: bool = True, products: int = 1) -> Path:
+    """``y0``, ``y1``, ... = x times the weight, as per-token products."""
+    folder.mkdir(exist_ok=True)
+    inputs, outputs = weight.shape
+    model = onnx_ir.Model(onnx_ir.Graph([], [], nodes=[], opset_imports={"": 20, "com.microsoft": 1}, name="one"), ir_version=9)
+    value = onnx_ir.val("x", onnx_ir.DataType.FLOAT, ["batch", "sequence", inputs])
+    model.graph.inputs.append(value)
+    placeholder = onnx_ir.val("placeholder", onnx_ir.DataType.FLOAT, [inputs, outputs])
+    made = PerTokenProducts(model, unsigned=unsigned)
+    for number in range(products):
+        product = onnx_ir.node("MatMul", [value, placeholder], name=f"product{number}")
+        product.outputs[0].name = f"y{number}"
+        model.graph.append(product)
+        model.graph.outputs.append(product.outputs[0])
+        stored = ChannelWeight.nearest(weight if group is None else turned(weight, group))
+        made.replace(product, *made.constants(f"weight{number}", stored), group)
+    for number, output in enumerate(model.graph.outputs):
+        output.name, output.type = f"y{number}", onnx_ir.TensorType(onnx_ir.DataType.FLOAT)
+        output.shape = onnx_ir.Shape(["batch", "sequence", outputs])
+    return save_graph(model, folder)
+
+
+@given(st.sampled_from([16, 32, 64]), st.integers(1, 5), st.integers(1, 20), st.integers(0, 2**31))
+@settings(max_examples=30, deadline=None)
+def test_turning_both_sides_changes_no_product(group: int, groups: int, outputs: int, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    tokens = random.normal(size=(7, group * groups)).astype(np.float32)
+    weight = random.normal(size=(group * groups, outputs)).astype(np.float32)
+    turning = hadamard(group) / np.sqrt(group)
+    np.testing.assert_allclose(turning @ turning, np.eye(group), atol=1e-5)
+    turned_tokens = (tokens.reshape(-1, group) @ turning).reshape(tokens.shape)
+    np.testing.assert_allclose(turned_tokens @ turned(weight, group), tokens @ weight, atol=1e-3)
+
+
+@pytest.mark.parametrize(("inputs", "group"), [(576, 64), (1536, 64), (96, 32), (48, 16), (24, None), (90, None), (33, None)])
+def test_as_many_channels_are_turned_together_as_divide_them(inputs: int, group: int | None) -> None:
+    assert turning_group(inputs) == group
+
+
+@given(st.integers(1, 60), st.integers(1, 12), st.integers(0, 2**31))
+@settings(max_examples=30, deadline=None)
+def test_a_weight_is_rounded_within_half_a_step(inputs: int, outputs: int, seed: int) -> None:
+    weight = np.random.default_rng(seed).normal(size=(inputs, outputs)).astype(np.float32)
+    weight[:, 0] = 0  # a channel without any weight
+    stored = ChannelWeight.nearest(weight)
+    assert (np.abs(stored.dequantized() - weight) <= stored.scales * 0.501).all()
+
+
+@pytest.mark.parametrize("unsigned", [True, False])
+def test_a_channel_and_a_token_that_stand_out_cost_nothing(unsigned: bool, tmp_path: Path) -> None:
+    random = np.random.default_rng(5)
+    # So small that sums of two products fit into 16 bits also where a processor has nothing better.
+    weight = random.normal(size=(INPUTS, OUTPUTS)).astype(np.float32)
+    tokens = random.normal(size=(1, 9, INPUTS)).astype(np.float32)
+    tokens[..., 17] *= 40  # a channel
+    tokens[:, 0] *= 500  # a token, as the first one of a text
+    wanted = tokens @ weight
+
+    def error(group: int | None) -> float:
+        path = graph_of(weight, tmp_path / str(group), group=group, unsigned=unsigned)
+        difference = GraphSession(path).run({"x": tokens})["y0"] - wanted
+        return float(np.median(np.square(difference).sum(axis=-1) / np.square(wanted).sum(axis=-1)))
+
+    assert error(64) < 1e-3
+    assert error(None) > 4 * error(64)
+
+
+def test_a_token_is_told_the_same_alone_and_among_others(tmp_path: Path) -> None:
+    random = np.random.default_rng(6)
+    path = graph_of(random.normal(size=(INPUTS, OUTPUTS)).astype(np.float32), tmp_path, group=64)
+    graph, tokens = GraphSession(path), random.normal(size=(4, 3, INPUTS)).astype(np.float32)
+    tokens[1] *= 1000
+    together = graph.run({"x": tokens})["y0"]
+    for row in range(4):
+        np.testing.assert_allclose(graph.run({"x": tokens[row : row + 1]})["y0"][0], together[row], rtol=1e-5, atol=1e-4)
+
+
+def test_a_token_of_zeros_gives_zeros(tmp_path: Path) -> None:
+    path = graph_of(np.ones((INPUTS, OUTPUTS), dtype=np.float32), tmp_path, group=64)
+    assert not GraphSession(path).run({"x": np.zeros((1, 2, INPUTS), dtype=np.float32)})["y0"].any()
+
+
+def test_tokens_that_several_products_read_are_rounded_once(tmp_path: Path) -> None:
+    path = graph_of(np.ones((INPUTS, OUTPUTS), dtype=np.float32), tmp_path, group=64, products=3)
+    operators = [node.op_type for node in onnx_ir.load(str(path)).graph]
+    assert operators.count("QuantizeLinear") == 1
+    assert operators.count("MatMulIntegerToFloat") == 3
