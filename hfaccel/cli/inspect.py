@@ -20,7 +20,7 @@ def inspect(
       hfaccel inspect minilm
     """
     from hfaccel.artifact.manifest import read_manifest
-    from hfaccel.report.facts import cache_of
+    from hfaccel.report.facts import cache_of, many_rows_of
     from hfaccel.report.markdown import candidate_rows
     from hfaccel.report.wording import cache_words
 
@@ -42,6 +42,9 @@ def inspect(
     stored = cache_of(manifest)
     if stored is not None:
         rows.append(["keys and values", cache_words(*stored)])
+    many_rows = many_rows_of(manifest)
+    if many_rows is not None:
+        rows.append(["steps of several rows", many_rows])
     reports = [name for name in ("report.html", "report.md") if (artifact / name).is_file()]
     if reports:
         rows.append(["report", ", ".join(str(artifact / name) for name in reports)])

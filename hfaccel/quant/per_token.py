@@ -98,57 +98,63 @@ class PerTokenProducts:
             scales: float32 [out].
             group: channels of the activation that are turned together; None for none.
         """
-        import onnx_ir
-
         activation = node.inputs[0]
         assert activation is not None and activation.name is not None  # of a product
         tokens = (activation.name, group)
         if tokens not in self._tokens:
-            self._tokens[tokens] = self._rounded(activation, group, before=node)
+            chain = _Chain(self._model, f"{activation.name}_turned" if group else activation.name)
+            scaled, largest = chain.scaled(activation, group)
+            self._tokens[tokens] = chain.add("QuantizeLinear", "rounded", scaled, chain.step, chain.zero_level), largest
+            self._model.graph.insert_before(node, chain.made)
         levels, largest = self._tokens[tokens]
-        zero = self._zero_level()
-        operands = [levels, weight, self._step(), scales, zero, *([zero] if self._unsigned else [])]
-        product = onnx_ir.node("MatMulIntegerToFloat", operands, domain=DOMAIN, name=f"{node.name}_levels_product")
-        back = onnx_ir.node("Mul", [product.outputs[0], largest], name=f"{node.name}_per_token")
-        self._model.graph.insert_before(node, [product, back])
-        result, before = back.outputs[0], node.outputs[0]
+        chain = _Chain(self._model, node.name or "")
+        zeros = [chain.zero_level] * (2 if self._unsigned else 1)
+        product = chain.add("MatMulIntegerToFloat", "levels_product", levels, weight, chain.step, scales, *zeros, domain=DOMAIN)
+        result, before = chain.add("Mul", "per_token", product, largest), node.outputs[0]
+        self._model.graph.insert_before(node, chain.made)
         result.name, result.type, result.shape = f"{before.name}_per_token", before.type, before.shape
         before.replace_all_uses_with(result, replace_graph_outputs=True)
         self._model.graph.remove(node, safe=True)
 
-    def _rounded(
-        self, activation: onnx_ir.Value, group: int | None, *, before: onnx_ir.Node
-    ) -> tuple[onnx_ir.Value, onnx_ir.Value]:
-        """Levels uint8 [..., in] of an activation, and the largest magnitude of each token, float32 [..., 1]."""
+
+class _Chain:
+    """Nodes that are being made, with the constants that they share with others of the graph.
+
+    Attributes:
+        made: the nodes so far, not yet in the graph.
+        step: of the fixed levels.
+        zero_level: the one that stands for zero.
+    """
+
+    def __init__(self, model: onnx_ir.Model, name: str) -> None:
+        self._model = model
+        self._name = name
+        self.made: list[onnx_ir.Node] = []
+        self.step = self._shared("step", np.array(1 / LARGEST, dtype=np.float32))
+        self.zero_level = self._shared("zero_level", np.array(ZERO_LEVEL, dtype=np.uint8))
+
+    def add(self, operator: str, what: str, *operands: onnx_ir.Value, domain: str = "", **attributes: int) -> onnx_ir.Value:
+        """The result of a new node."""
         import onnx_ir
 
-        made: list[onnx_ir.Node] = []
-        name = f"{activation.name}_turned" if group else activation.name
+        name = f"{self._name}_{what}"
+        self.made.append(onnx_ir.node(operator, operands, attributes=attributes, domain=domain, name=name))
+        return self.made[-1].outputs[0]
 
-        def add(operator: str, what: str, *operands: onnx_ir.Value, **attributes: int) -> onnx_ir.Value:
-            made.append(onnx_ir.node(operator, operands, attributes=attributes, name=f"{name}_{what}"))
-            return made[-1].outputs[0]
-
-        values = activation
-        if group:
-            shape = add("Shape", "shape", activation)
-            groups = add("Reshape", "groups", activation, self._shared(f"groups_{group}", np.array([-1, group], dtype=np.int64)))
-            values = add(
-                "Reshape", "back", add("MatMul", "spread", groups, self._shared(f"turning_{group}", _turning(group))), shape
-            )
+    def scaled(self, activation: onnx_ir.Value, group: int | None) -> tuple[onnx_ir.Value, onnx_ir.Value]:
+        """Tokens, turned in groups or not, inside -1 and 1; and the largest magnitude of each, float32 [..., 1]."""
+        values = self._turned(activation, group) if group else activation
         last = self._shared("last_axis", np.array([-1], dtype=np.int64))
         smallest = self._shared("smallest", np.array(np.finfo(np.float32).tiny, dtype=np.float32))
-        magnitude = add("ReduceMax", "largest", add("Abs", "magnitudes", values), last, keepdims=1)
-        largest = add("Max", "not_zero", magnitude, smallest)
-        levels = add("QuantizeLinear", "rounded", add("Div", "scaled", values, largest), self._step(), self._zero_level())
-        self._model.graph.insert_before(before, made)
-        return levels, largest
+        magnitude = self.add("ReduceMax", "largest", self.add("Abs", "magnitudes", values), last, keepdims=1)
+        largest = self.add("Max", "not_zero", magnitude, smallest)
+        return self.add("Div", "scaled", values, largest), largest
 
-    def _step(self) -> onnx_ir.Value:
-        return self._shared("step", np.array(1 / LARGEST, dtype=np.float32))
-
-    def _zero_level(self) -> onnx_ir.Value:
-        return self._shared("zero_level", np.array(ZERO_LEVEL, dtype=np.uint8))
+    def _turned(self, values: onnx_ir.Value, group: int) -> onnx_ir.Value:
+        """Every group of channels times the Hadamard matrix."""
+        shape, width = self.add("Shape", "shape", values), self._shared(f"groups_{group}", np.array([-1, group], dtype=np.int64))
+        groups, turning = self.add("Reshape", "groups", values, width), self._shared(f"turning_{group}", _turning(group))
+        return self.add("Reshape", "whole", self.add("MatMul", "spread", groups, turning), shape)
 
     def _shared(self, name: str, array: np.ndarray) -> onnx_ir.Value:
         name = f"per_token_{name}"

@@ -13,6 +13,7 @@ from hfaccel.report.facts import (
     greedy_of,
     is_float,
     is_label_free,
+    many_rows_of,
     measures,
     points,
     stage_metrics,
@@ -274,6 +275,8 @@ def check_and_run(manifest: Manifest) -> Markup:
         ["outputs", outputs],
         ["longest text", f"{text['max_length']} tokens"],
     ]
+    many_rows = many_rows_of(manifest)
+    rows += [["steps of several rows", many_rows]] if many_rows is not None else []
     rows.append(["session", session])
     return join(
         [

@@ -132,6 +132,19 @@ def cache_of(manifest: Manifest) -> tuple[int, int] | None:
     return None if contract.cache_bits is None else (contract.cache_bits, contract.cache_bytes)
 
 
+def many_rows_of(manifest: Manifest) -> str | None:
+    """What steps of several rows run on, in words; None of models without a graph for prompts."""
+    lost, generation = (chosen(manifest)["verdict"] or {}).get("many_rows"), manifest["contract"].get("generation") or {}
+    if lost is None:
+        return None
+    told, rows = f"loss {lost['loss']:+.2%}, bound {lost['upper_bound']:+.2%}", generation.get("prompt_graph_rows")
+    if rows is not None:
+        return f"from {rows} rows on the graph for prompts, which is faster then ({told})"
+    budget = manifest["recipe"]["accuracy"]["max_loss"]
+    why = f"loses more than {budget:.2%} there" if lost["upper_bound"] > budget else "was not found faster"
+    return f"the same graph as of one row; the one for prompts {why} ({told})"
+
+
 @dataclass(frozen=True)
 class Measure:
     """A measure that a gate limits, as an amount of harm: 0 is as good as the source.

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from hfaccel.report.evidence import data_words
+from hfaccel.report.facts import many_rows_of
 from hfaccel.report.headline import cautions, headline
 from hfaccel.report.html import report_html
 from hfaccel.report.markdown import candidate_rows, readme_text, report_text
@@ -350,6 +351,23 @@ def test_what_must_be_known_comes_first(made: dict[str, Any], first: str) -> Non
     assert first in text
     if first.startswith(("Speed", "No data")):
         assert text.index(first) < text.index(headline(made)[:40])
+
+
+@pytest.mark.parametrize(
+    ("rows", "bound", "said"),
+    [
+        (4, 0.009, "from 4 rows on the graph for prompts"),
+        (None, 0.009, "was not found faster"),
+        (None, 0.012, "loses more than 1.00% there (loss +0.70%, bound +1.20%)"),
+    ],
+)
+def test_what_steps_of_several_rows_run_on_is_said(rows: int | None, bound: float, said: str) -> None:
+    made = manifest()
+    assert many_rows_of(made) is None
+    made["contract"]["generation"] = {"prompt_graph_rows": rows}
+    made["candidates"][0]["verdict"]["many_rows"] = {"loss": 0.007, "upper_bound": bound}
+    made["recipe"]["accuracy"]["max_loss"] = 0.01
+    assert said in str(many_rows_of(made))
 
 
 def test_what_was_not_measured_is_called_so() -> None:
