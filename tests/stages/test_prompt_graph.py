@@ -193,12 +193,13 @@ def test_what_only_prompts_read_is_copied_along(folder: Path, tmp_path: Path) ->
     assert {path.name for path in tmp_path.iterdir()} == {path.name for path in folder.iterdir()}
 
 
-def test_a_stream_that_cannot_be_rotated_has_a_graph_for_prompts_too(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("model_type", "heads"), [("gpt2", 6), ("gemma2", 2)])
+def test_a_stream_that_cannot_be_rotated_has_a_graph_for_prompts_too(model_type: str, heads: int, tmp_path: Path) -> None:
     (tmp_path / "made").mkdir()
-    graph = make_graph("gpt2", tmp_path)
+    graph = make_graph(model_type, tmp_path)
     rung = Rung(name="any", scheme="weight-only", graph="fused", block_size=32, rotate="auto", prompt_graph=True)
     built = build_candidate(rung, graph, calibration(), weights=WeightFormat(unsigned=True), folder=tmp_path / "made")
-    settings = replace(CACHE, key_value_heads=6, context_length=1024)
+    settings = replace(CACHE, key_value_heads=heads, context_length=1024)
     prompt = np.random.default_rng(1).integers(1, WORDS, 3 * PROMPT_TOKENS).tolist()
     ours, exact = (Decoder(path, SessionSettings(), settings).prefill([prompt]) for path in (built.path, graph))
     assert np.corrcoef(ours.logits[0], exact.logits[0])[0, 1] > 0.99
