@@ -91,7 +91,7 @@ def test_a_chat_model_answers_as_it_streams(smollm2_checkpoint: Path, lee_backgr
     assert reasons["int4-gptq"] == "budget-too-small"
     if manifest["precision"] == "int8":
         assert chosen_loss(manifest)["upper_bound"] <= 0.01
-        assert sum(item["size_bytes"] for item in manifest["files"] if "onnx" in item["path"]) < 200e6
+        assert sum(item["size_bytes"] for item in manifest["files"] if "onnx" in item["path"]) < 230e6
     asked = ("Write one sentence about the sea.", "--max-new-tokens", "24")
     streamed = run_and_read(tmp_path / "out", *asked, "--stream")
     assert "sea" in streamed
