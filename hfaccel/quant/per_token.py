@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hfaccel.rewrites.graphs import new_initializer
+from hfaccel.quant.weight_only import DOMAIN
+from hfaccel.rewrites.graphs import new_initializer, shared_initializer
 from hfaccel.rewrites.rotate_residual import hadamard
 
 if TYPE_CHECKING:
     import onnx_ir
 
-DOMAIN = "com.microsoft"
 LARGEST = 127
 ZERO_LEVEL = 128
 LARGEST_GROUP = 64
@@ -157,9 +157,7 @@ class _Chain:
         return self.add("Reshape", "whole", self.add("MatMul", "spread", groups, turning), shape)
 
     def _shared(self, name: str, array: np.ndarray) -> onnx_ir.Value:
-        name = f"per_token_{name}"
-        known = self._model.graph.initializers.get(name)
-        return known if known is not None else new_initializer(self._model, name, array)
+        return shared_initializer(self._model, f"per_token_{name}", array)
 
 
 def _turning(group: int) -> np.ndarray:

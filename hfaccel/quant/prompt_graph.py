@@ -21,7 +21,7 @@ import numpy as np
 from hfaccel.quant.per_token import ZERO_LEVEL, ChannelWeight, PerTokenProducts, turned, turning_group
 from hfaccel.quant.weight_only import BlockwiseWeight, read_blocks
 from hfaccel.rewrites.drop_unused import drop_unused
-from hfaccel.rewrites.graphs import PROMPT_DATA_NAME, load_graph, new_initializer
+from hfaccel.rewrites.graphs import PROMPT_DATA_NAME, load_graph, shared_initializer
 from hfaccel.runtime.generation.decoder import PROMPT_GRAPH_NAME
 
 if TYPE_CHECKING:
@@ -97,22 +97,15 @@ def _channels_of_blocks(model: onnx_ir.Model, node: onnx_ir.Node, *, unsigned: b
         return made[-1].outputs[0]
 
     def integers(*values: int) -> onnx_ir.Value:
-        name = "prompt_integers_" + "_".join(map(str, values))
-        known = model.graph.initializers.get(name)
-        return known if known is not None else new_initializer(model, name, np.array(values, dtype=np.int64))
+        return shared_initializer(model, "prompt_integers_" + "_".join(map(str, values)), np.array(values, dtype=np.int64))
 
     levels = add("Reshape", "levels", blocks, integers(outputs, -1))
     used = add("Slice", "used", levels, integers(0), integers(inputs), integers(1))
     if not unsigned:
-        signed = add("Sub", "signed", add("Cast", "wide", used, to=onnx_ir.DataType.INT32), _zero_level(model))
+        zero = shared_initializer(model, "prompt_zero_level", np.array(ZERO_LEVEL, dtype=np.int32))
+        signed = add("Sub", "signed", add("Cast", "wide", used, to=onnx_ir.DataType.INT32), zero)
         used = add("Cast", "narrow", signed, to=onnx_ir.DataType.INT8)
     weight = add("Transpose", "weight", used)
     scale = add("Reshape", "scale", add("Slice", "first", scales, integers(0), integers(1), integers(1)), integers(-1))
     model.graph.insert_before(node, made)
     return weight, scale
-
-
-def _zero_level(model: onnx_ir.Model) -> onnx_ir.Value:
-    name = "prompt_zero_level"
-    known = model.graph.initializers.get(name)
-    return known if known is not None else new_initializer(model, name, np.array(ZERO_LEVEL, dtype=np.int32))

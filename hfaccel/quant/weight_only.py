@@ -21,7 +21,7 @@ from hfaccel.quant.hqq import half_quadratic
 from hfaccel.quant.layers import part_of
 from hfaccel.quant.scheme import EXTERNAL_DATA_FROM_BYTES, embedding_lookups
 from hfaccel.rewrites.drop_unused import drop_unused
-from hfaccel.rewrites.graphs import GRAPH_NAME, new_initializer, save_graph
+from hfaccel.rewrites.graphs import GRAPH_NAME, new_initializer, save_graph, shared_initializer
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -267,8 +267,7 @@ def _set_inputs(node: onnx_ir.Node, values: list[onnx_ir.Value | None]) -> None:
 
 def _shared_constant(model: onnx_ir.Model, name: str, array: np.ndarray) -> onnx_ir.Value:
     """One constant for all nodes that need it, so that equal chains of nodes are known to be equal and run once."""
-    name = f"blockwise_{name}"
-    return model.graph.initializers[name] if name in model.graph.initializers else new_initializer(model, name, array)
+    return shared_initializer(model, f"blockwise_{name}", array)
 
 
 def _round_to_nearest(weight: np.ndarray, bits: int, block_size: int, *, symmetric: bool) -> BlockwiseWeight:

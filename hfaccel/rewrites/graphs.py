@@ -91,6 +91,12 @@ def new_initializer(model: onnx_ir.Model, name: str, array: object) -> onnx_ir.V
     return value
 
 
+def shared_initializer(model: onnx_ir.Model, name: str, array: object) -> onnx_ir.Value:
+    """The constant of this name; registered if the graph does not have it yet, so equal chains of nodes are known to be equal."""
+    known = model.graph.initializers.get(name)
+    return known if known is not None else new_initializer(model, name, array)
+
+
 def _forget_trace(model: onnx_ir.Model) -> None:
     """Drop exporter metadata (stack traces name local paths): the same model must give the same bytes everywhere."""
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hfaccel.rewrites.graphs import new_initializer
+from hfaccel.rewrites.graphs import shared_initializer
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -209,7 +209,4 @@ def _replace(model: onnx_ir.Model, node: onnx_ir.Node, place: int, array: np.nda
     old = node.inputs[place]
     assert old is not None and old.name is not None  # found so
     # Norms may share their weight, which is all ones afterwards.
-    name = f"{old.name}{SUFFIX}"
-    known = model.graph.initializers.get(name)
-    new = known if known is not None else new_initializer(model, name, array)
-    node.replace_input_with(place, new)
+    node.replace_input_with(place, shared_initializer(model, f"{old.name}{SUFFIX}", array))
