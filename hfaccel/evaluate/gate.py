@@ -5,7 +5,7 @@ Methods:
         how many got better (:mod:`hfaccel.evaluate.bounds`).
     examples, groups, texts: paired bootstrap over these (:mod:`hfaccel.evaluate.resampling`).
     exact: with fewer than 5 examples judged differently a bootstrap hardly sees the losses of a rare kind; the Clopper-Pearson
-        bound of the share of worse examples is a floor then.
+        bound of the share of worse examples, times what the costliest of them costs, is a floor then.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ def paired_loss(
             seed=seed,
         )
         lower, upper = resampled.lower_bound(lower_confidence), resampled.upper_bound(confidence)
-        floor = _exact_floor(source, candidate, confidence) if metric.discrete else None
+        floor = _exact_floor(metric, source, candidate, confidence) if metric.discrete else None
         if floor is not None and floor > upper:
             upper, method = floor, f"{method}+exact"
     loss = (source_value - candidate_value if metric.higher_is_better else candidate_value - source_value) / scale
@@ -162,11 +162,21 @@ def _right_or_wrong(source: Floats, candidate: Floats) -> bool:
     return source.shape[1] == 1 and bool(np.isin(source, (0.0, 1.0)).all() and np.isin(candidate, (0.0, 1.0)).all())
 
 
-def _exact_floor(source: Floats, candidate: Floats, confidence: float) -> float | None:
-    """Upper bound of the share of worse examples; None when enough examples differ for the bootstrap."""
-    differing = int((source != candidate).any(axis=1).sum())
-    if differing >= FEW_DISCORDANT:
+def _exact_floor(metric: Metric, source: Floats, candidate: Floats, confidence: float) -> float | None:
+    """Upper bound of a loss that few examples show; None where enough differ for the bootstrap.
+
+    The share of examples that got worse has an exact bound, and each may cost what the costliest one seen did. What was not seen, an
+    example lost as a whole, may still be as frequent as it can be without showing.
+    """
+    differing, count = np.flatnonzero((source != candidate).any(axis=1)), len(source)
+    if len(differing) >= FEW_DISCORDANT:
         return None
-    # Statistics of one column are scores; of counts per class or entity any difference may be a loss.
-    worse = int((source > candidate).sum()) if source.shape[1] == 1 else differing
-    return share_upper_bound(worse, len(source), confidence=confidence)
+    once, sign = np.ones((1, count)), 1.0 if metric.higher_is_better else -1.0
+    costs = []
+    for example in differing:
+        swapped = source.copy()
+        swapped[example] = candidate[example]
+        costs.append(count * sign * float((metric.combine(source, once) - metric.combine(swapped, once))[0]))
+    worse = [cost for cost in costs if cost > 0]
+    unseen = share_upper_bound(0, count, confidence=confidence)
+    return max(unseen, share_upper_bound(len(worse), count, confidence=confidence) * max(worse, default=0.0))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hfaccel.evaluate.agreement import compare_outputs
 from hfaccel.evaluate.bounds import mean_lower_bound, mean_upper_bound
 from hfaccel.evaluate.dataset import Dataset, Example
-from hfaccel.evaluate.gate import paired_loss
+from hfaccel.evaluate.gate import Loss, paired_loss
 from hfaccel.evaluate.judge import Verdict, judge
 from hfaccel.evaluate.metrics import METRICS
 from hfaccel.evaluate.predictions import predictions_from_outputs, tags_of_words, word_ids_from_offsets
@@ -56,6 +56,35 @@ def test_few_examples_without_a_difference_do_not_prove_that_there_is_none() -> 
     assert verdict.losses[0].loss == 0
     assert verdict.losses[0].upper_bound == pytest.approx(1 - 0.05 ** (1 / 100))
     assert verdict.losses[0].method == "counts"
+
+
+def entity_loss(count: int, lost: int, *, whole: bool) -> Loss:
+    """Of sentences with three entities each, of which some lose one, or have another kind of each."""
+    references = [["B-X", "O", "B-X", "O", "B-X"]] * count
+    worse = [["B-Y", "O", "B-Y", "O", "B-Y"] if whole else ["O", "O", "B-X", "O", "B-X"]] * lost + references[lost:]
+    return paired_loss(
+        METRICS["entity_f1"], references, worse, references, confidence=0.95, resamples=500, seed=0, same_outputs=False
+    )
+
+
+def test_a_model_that_differs_in_fewer_examples_is_not_held_to_be_worse() -> None:
+    bounds = [entity_loss(600, lost, whole=False).upper_bound for lost in range(9)]
+    assert max(bounds) == pytest.approx(1 - 0.05 ** (1 / 600))  # what a sample of this size cannot see
+
+
+def test_sentences_lost_as_a_whole_weigh_as_much_as_they_cost() -> None:
+    part, whole = entity_loss(600, 4, whole=False), entity_loss(600, 4, whole=True)
+    assert whole.upper_bound > 0.01 > part.upper_bound
+    assert part.method == whole.method == "examples+exact"
+
+
+@pytest.mark.parametrize("count", [150, 400])
+@pytest.mark.parametrize("whole", [True, False])
+def test_rare_losses_of_three_budgets_are_refused(count: int, whole: bool) -> None:
+    share = 0.03 if whole else 0.09
+    random = np.random.default_rng(3)
+    refused = sum(entity_loss(count, int(random.binomial(count, share)), whole=whole).upper_bound > 0.01 for _ in range(100))
+    assert refused >= 95
 
 
 def test_outputs_that_are_not_finite_fail() -> None:
