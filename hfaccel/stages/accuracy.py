@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from hfaccel.runtime.session import Runner
 
 NAME: StageName = "accuracy"
-REVISION = 19
+REVISION = 20
 LIBRARIES = (
     "torch",
     "transformers",

@@ -49,6 +49,8 @@ CONFIRMATIONS = 3
 """How many more MatMuls go to float, one by one, where the kernels round a little worse than the switches said."""
 RANKING_BATCHES = 2
 """Calibration batches, mostly of different lengths, whose first texts the ranking is measured on."""
+TAKE_BACKS = 4
+"""How many MatMuls a search that is made when needed tries to put back into 8 bit: each brings about 1 %, for 10 s to 90 s."""
 WORTH_IT, CLEARLY_WORTH_IT = 1.05, 1.2
 """A rung is searched only if it was this much faster, all in 8 bit, than the best candidate that holds the gate.
 
@@ -137,7 +139,8 @@ def _search(
             ctx.progress.step(f"{missed.name} with {len(kept_float)} MatMuls in float: {outcome}")
         return known
 
-    found = find_float_set(list(errors), holds, lambda: time.monotonic() > deadline)
+    most_take_backs = None if ctx.recipe.quantize.fallback == "thorough" else TAKE_BACKS
+    found = find_float_set(list(errors), holds, lambda: time.monotonic() > deadline, most_take_backs=most_take_backs)
     if found is None:
         shutil.rmtree(scratch, ignore_errors=True)
         yield replace(candidate, reason="no-float-set-found", detail=f"no set held the gate in {journal.trials} trials")

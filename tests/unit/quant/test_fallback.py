@@ -79,6 +79,27 @@ def test_with_errors_that_add_up_no_member_can_be_taken_back(budget: float, erro
     assert not any(holds(frozenset(found.kept_float) - {name}) for name in found.kept_float)
 
 
+@given(st.sets(st.sampled_from(NAMES), min_size=1, max_size=6), st.permutations(NAMES), st.integers(0, 36))
+def test_few_are_taken_back_where_few_are_asked_for(fragile: set[str], ranking: list[str], most: int) -> None:
+    shares: list[float] = []
+
+    def holds(kept: frozenset[str], error_share: float) -> bool:
+        shares.append(error_share)
+        return fragile <= kept
+
+    found, (all_tried, _) = find_float_set(ranking, holds, never, most_take_backs=most), search(fragile, tuple(ranking))
+    assert all_tried is not None
+    assert sum(share for share in shares if share != 0.5) <= 0.5 + 1e-9
+    if found is None:  # nothing but all in float held, and none of the few could be taken back
+        assert ranking[-1] in fragile
+        return
+    assert fragile <= set(found.kept_float)
+    assert found.trials <= all_tried.trials
+    assert len(found.kept_float) <= len(all_tried.kept_float) + max(0, 36 - most)
+    if found.complete:
+        assert set(found.kept_float) == fragile
+
+
 @given(st.sets(st.sampled_from(NAMES), min_size=1, max_size=6), st.integers(0, 12))
 def test_when_time_runs_out_the_best_so_far_holds(fragile: set[str], limit: int) -> None:
     found, tried = search(fragile, limit=limit)
