@@ -20,13 +20,14 @@ from hfaccel.quant.layers import part_of
 from hfaccel.quant.methods import MOMENT_ROUNDINGS, scale_first
 from hfaccel.quant.more_bits import float_weights, write_with_eight_bits
 from hfaccel.quant.outlier_neurons import feed_forward_blocks, split_outlier_neurons
+from hfaccel.quant.per_token import PerTokenTrips, store_per_token
 from hfaccel.quant.prompt_graph import write_prompt_graph
 from hfaccel.quant.quantize_cache import quantize_cache
 from hfaccel.quant.scheme import EXTERNAL_DATA_FROM_BYTES, embedding_lookups, matmul_sites
 from hfaccel.quant.sensitivity import rank_by_sensitivity
 from hfaccel.quant.smooth import smooth_activations
 from hfaccel.quant.switches import EightBitTrips, RoundTrips, SwitchedGraph
-from hfaccel.quant.weight_only import BlockwiseTrips, save_compact, store_in_blocks, write_weight_only
+from hfaccel.quant.weight_only import BlockwiseTrips, quantize_tables, save_compact, store_in_blocks, write_weight_only
 from hfaccel.rewrites.drop_unused import drop_unused
 from hfaccel.rewrites.graphs import GRAPH_NAME, load_graph, save_graph
 from hfaccel.rewrites.rotate_residual import NOT_ROTATABLE, rotate_residual
@@ -176,8 +177,13 @@ def _prompt_products(model: onnx_ir.Model, matmuls: Sequence[str]) -> tuple[str,
 
 def switched_graph(rung: Rung, prepared: PreparedGraph, *, weights: WeightFormat, workdir: Path) -> SwitchedGraph:
     """The prepared graph with every MatMul switchable, in the rung's scheme; ``weights`` as for :func:`build_candidate`."""
-    eight_bit: RoundTrips = EightBitTrips(prepared.ranges, weights, rung.per_channel)
-    trips = BlockwiseTrips(rung) if rung.scheme == "weight-only" else eight_bit
+    trips: RoundTrips
+    if rung.scheme == "weight-only":
+        trips = BlockwiseTrips(rung)
+    elif rung.scheme == "per-token":
+        trips = PerTokenTrips(weights)
+    else:
+        trips = EightBitTrips(prepared.ranges, weights, rung.per_channel)
     return SwitchedGraph(prepared.model, prepared.matmuls, trips, workdir=workdir)
 
 
@@ -202,18 +208,35 @@ def quantize_graph(
     if rung.scheme == "weight-only":
         path = _write_weight_only(rung, prepared, nodes, folder, saturates=weights.for_saturating_target)
         return BuiltCandidate(path, tuple(nodes), tuple(kept_float), prepared.split)
-    scratch = folder / "scratch"
+    if rung.scheme == "per-token":
+        output = _write_per_token(rung, prepared, nodes, folder, weights=weights)
+    else:
+        output = _write_per_tensor(rung, prepared, nodes, folder, weights=weights)
+    if blockwise:
+        write_blocks(rung, output, blockwise, folder)
+    return BuiltCandidate(output, (*nodes, *blockwise), tuple(kept_float), prepared.split)
+
+
+def _write_per_tensor(rung: Rung, prepared: PreparedGraph, nodes: Sequence[str], folder: Path, *, weights: WeightFormat) -> Path:
+    """Of the schemes dynamic and static: one scale for an activation, of each call or calibrated."""
+    output, scratch = folder / GRAPH_NAME, folder / "scratch"
     source = _save_prepared(prepared.model, scratch)
-    output = folder / GRAPH_NAME
     with _quiet():
         if prepared.ranges is None:
             _quantize_dynamic(rung, source, nodes, output, weights=weights)
         else:
             _quantize_static(rung, source, nodes, prepared.ranges, output, weights=weights)
     shutil.rmtree(scratch, ignore_errors=True)
-    if blockwise:
-        write_blocks(rung, output, blockwise, folder)
-    return BuiltCandidate(output, (*nodes, *blockwise), tuple(kept_float), prepared.split)
+    return output
+
+
+def _write_per_token(rung: Rung, prepared: PreparedGraph, nodes: Sequence[str], folder: Path, *, weights: WeightFormat) -> Path:
+    model = prepared.model.clone()
+    store_per_token(model, nodes, weights)
+    if rung.quantize_embeddings:
+        quantize_tables(model, rung)
+        drop_unused(model)
+    return save_compact(model, folder)
 
 
 def _write_weight_only(rung: Rung, prepared: PreparedGraph, nodes: Sequence[str], folder: Path, *, saturates: bool) -> Path:

@@ -19,11 +19,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hfaccel.quant.weight_only import DOMAIN
+from hfaccel.rewrites.drop_unused import drop_unused
 from hfaccel.rewrites.graphs import new_initializer, shared_initializer
 from hfaccel.rewrites.rotate_residual import hadamard
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     import onnx_ir
+
+    from hfaccel.recipe.schema import WeightFormat
 
 LARGEST = 127
 ZERO_LEVEL = 128
@@ -34,7 +39,7 @@ _SMALLEST_GROUP = 16
 
 @dataclass(frozen=True)
 class ChannelWeight:
-    """A weight in 8 bit with one scale per output channel.
+    """A weight in 8 bit, or in 7, with one scale per output channel.
 
     Attributes:
         levels: uint8 [in, out], around 128.
@@ -45,9 +50,10 @@ class ChannelWeight:
     scales: np.ndarray
 
     @classmethod
-    def nearest(cls, weight: np.ndarray) -> ChannelWeight:
+    def nearest(cls, weight: np.ndarray, bits: int = 8) -> ChannelWeight:
         """A float weight [in, out] rounded to the nearest levels."""
-        scales = np.maximum(np.abs(weight).max(axis=0), np.finfo(np.float32).tiny).astype(np.float32) / LARGEST
+        largest = 2 ** (bits - 1) - 1
+        scales = np.maximum(np.abs(weight).max(axis=0), np.finfo(np.float32).tiny).astype(np.float32) / largest
         return cls((np.rint(weight / scales) + ZERO_LEVEL).astype(np.uint8), scales)
 
     def dequantized(self) -> np.ndarray:
@@ -66,6 +72,45 @@ def turned(weight: np.ndarray, group: int) -> np.ndarray:
     inputs, outputs = weight.shape
     parts = weight.reshape(inputs // group, group, outputs)
     return np.asarray((_turning(group) @ parts).reshape(weight.shape), dtype=np.float32)
+
+
+def store_per_token(model: onnx_ir.Model, names: Collection[str], weights: WeightFormat) -> None:
+    """Compute the named MatMuls of a graph, each with a float weight, in this way, without turning anything; in place.
+
+    A weight that several of them share is stored once.
+    """
+    products = PerTokenProducts(model, unsigned=weights.unsigned)
+    stored: dict[str, tuple[onnx_ir.Value, onnx_ir.Value]] = {}
+    for node in list(model.graph):
+        if node.name not in names:
+            continue
+        weight = node.inputs[1]
+        assert weight is not None and weight.const_value is not None and weight.name is not None  # matmul_sites names only such
+        if weight.name not in stored:
+            stored[weight.name] = products.constants(weight.name, ChannelWeight.nearest(weight.const_value.numpy(), weights.bits))
+        products.replace(node, *stored[weight.name], None)
+    model.graph.opset_imports[DOMAIN] = 1
+    drop_unused(model)
+
+
+@dataclass(frozen=True)
+class PerTokenTrips:
+    """The round trips (:class:`hfaccel.quant.switches.RoundTrips`) of the scheme ``per-token``."""
+
+    weights: WeightFormat
+
+    def weight(self, _matmul: str, weight: np.ndarray) -> np.ndarray:
+        """A weight [in, out] to integers and back, in float32."""
+        return ChannelWeight.nearest(weight, self.weights.bits).dequantized()
+
+    def activation(self, model: onnx_ir.Model, matmul: onnx_ir.Node) -> list[onnx_ir.Node]:
+        """Nodes that take an activation [..., in] to 8 bit per token and back."""
+        activation, chain = matmul.inputs[0], _Chain(model, matmul.name or "")
+        assert activation is not None  # a MatMul has two inputs
+        scaled, largest = chain.scaled(activation, None)
+        levels = chain.add("QuantizeLinear", "rounded", scaled, chain.step, chain.zero_level)
+        chain.add("Mul", "back", chain.add("DequantizeLinear", "unscaled", levels, chain.step, chain.zero_level), largest)
+        return chain.made
 
 
 class PerTokenProducts:
@@ -112,9 +157,10 @@ class PerTokenProducts:
         product = chain.add("MatMulIntegerToFloat", "levels_product", levels, weight, chain.step, scales, *zeros, domain=DOMAIN)
         result, before = chain.add("Mul", "per_token", product, largest), node.outputs[0]
         self._model.graph.insert_before(node, chain.made)
-        result.name, result.type, result.shape = f"{before.name}_per_token", before.type, before.shape
+        name, result.type, result.shape = before.name, before.type, before.shape
         before.replace_all_uses_with(result, replace_graph_outputs=True)
         self._model.graph.remove(node, safe=True)
+        result.name = name  # it may be one of the graph's outputs
 
 
 class _Chain:
@@ -146,8 +192,9 @@ class _Chain:
         values = self._turned(activation, group) if group else activation
         last = self._shared("last_axis", np.array([-1], dtype=np.int64))
         smallest = self._shared("smallest", np.array(np.finfo(np.float32).tiny, dtype=np.float32))
-        magnitude = self.add("ReduceMax", "largest", self.add("Abs", "magnitudes", values), last, keepdims=1)
-        largest = self.add("Max", "not_zero", magnitude, smallest)
+        above = self.add("ReduceMax", "above", values, last, keepdims=1)
+        below = self.add("Neg", "below", self.add("ReduceMin", "lowest", values, last, keepdims=1))
+        largest = self.add("Max", "largest", above, below, smallest)
         return self.add("Div", "scaled", values, largest), largest
 
     def _turned(self, values: onnx_ir.Value, group: int) -> onnx_ir.Value:

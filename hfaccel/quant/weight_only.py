@@ -107,7 +107,7 @@ def write_weight_only(
     model = floating.clone()
     store_in_blocks(rung, model, names)
     if rung.quantize_embeddings:
-        _quantize_tables(model, rung)
+        quantize_tables(model, rung)
         drop_unused(model)
     return save_graph(model, folder) if own_data_file else save_compact(model, folder)
 
@@ -219,7 +219,7 @@ def _to_blocks(
     _set_inputs(node, [node.inputs[0], *stored[weight.name]])
 
 
-def _quantize_tables(model: onnx_ir.Model, rung: Rung) -> None:
+def quantize_tables(model: onnx_ir.Model, rung: Rung) -> None:
     """Make lookups in embedding tables ``GatherBlockQuantized``, where nothing but lookups reads the table.
 
     openvino reads such a table only in whole blocks, so the block size is the largest up to the rung's that divides the channels.

@@ -27,7 +27,7 @@ FusionName = Literal["onnxruntime", "pack_gate_up"]
 GraphScope = Literal["optimized", "fused"]
 Objective = Literal["latency", "throughput", "size"]
 Part = Literal["head", "attention", "down"]
-Scheme = Literal["dynamic", "static", "weight-only", "none"]
+Scheme = Literal["dynamic", "static", "per-token", "weight-only", "none"]
 SLICE_FACTOR = 3.0
 """A part of the data may lose this many times the budget of the whole, where the recipe does not say."""
 
@@ -82,8 +82,8 @@ class Rung(Section):
 
     Attributes:
         name: unique name, as reports show it.
-        scheme: ``dynamic`` (activation ranges per call), ``static`` (calibrated ranges, QDQ), ``weight-only`` (weights in blocks,
-            activation ranges per token and block as they come) or ``none`` (the float graph as it is, in another engine or with
+        scheme: ``dynamic`` (activation ranges per call), ``static`` (calibrated ranges, QDQ), ``per-token`` (a scale for each token as
+            it comes, one for each output channel), ``weight-only`` (weights in blocks, activation ranges per token and block) or ``none`` (the float graph as it is, in another engine or with
             other settings).
         graph: quantize the optimized (unfused) or the fused float graph.
         per_channel: one weight scale per output channel.
@@ -211,7 +211,19 @@ class Rung(Section):
             found += self._weight_only_contradictions()
         else:
             found += [(name, f"the scheme {self.scheme} has no blocks") for name in self._changed(_WEIGHT_ONLY_FIELDS)]
+        if self.scheme == "per-token":
+            found += self._per_token_contradictions()
         return tuple(found)
+
+    def _per_token_contradictions(self) -> list[tuple[str, str]]:
+        found = []
+        if self.engine != "onnxruntime":
+            found.append(("engine", f"only onnxruntime has products with a scale per token, {self.engine} has none"))
+        if not self.per_channel:
+            found.append(("per_channel", "the scheme per-token has a scale per output channel, never one per tensor"))
+        if self.calibration != "minmax":
+            found.append(("calibration", "the scheme per-token takes activations as they come and calibrates no ranges"))
+        return found
 
     def _weight_only_contradictions(self) -> list[tuple[str, str]]:
         found = []

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hfaccel.quant.per_token import ChannelWeight, PerTokenProducts, turned, turning_group
-from hfaccel.rewrites.graphs import save_graph
+from hfaccel.quant.per_token import ChannelWeight, PerTokenProducts, store_per_token, turned, turning_group
+from hfaccel.recipe.schema import WeightFormat
+from hfaccel.rewrites.graphs import new_initializer, save_graph
 from hfaccel.rewrites.rotate_residual import hadamard
 from hfaccel.runtime.session import GraphSession
 
@@ -105,3 +106,27 @@ def test_tokens_that_several_products_read_are_rounded_once(tmp_path: Path) -> N
     operators = [node.op_type for node in onnx_ir.load(str(path)).graph]
     assert operators.count("QuantizeLinear") == 1
     assert operators.count("MatMulIntegerToFloat") == 3
+
+
+def test_a_weight_that_two_products_share_is_stored_once(tmp_path: Path) -> None:
+    weight = np.random.default_rng(7).normal(size=(64, 64)).astype(np.float32)
+    x = onnx_ir.val("x", onnx_ir.DataType.FLOAT, ["batch", "sequence", 64])
+    model = onnx_ir.Model(onnx_ir.Graph([x], [], nodes=[], opset_imports={"": 20}, name="two"), ir_version=9)
+    shared = new_initializer(model, "weight", weight)
+    first = onnx_ir.node("MatMul", [x, shared], name="first")
+    between = onnx_ir.node("Tanh", first.outputs, name="between")
+    second = onnx_ir.node("MatMul", [*between.outputs, shared], name="second")
+    for number, node in enumerate((first, between, second)):
+        node.outputs[0].name = f"h{number}"
+    model.graph.extend([first, between, second])
+    model.graph.outputs.extend(second.outputs)
+    second.outputs[0].type, second.outputs[0].shape = (
+        onnx_ir.TensorType(onnx_ir.DataType.FLOAT),
+        onnx_ir.Shape(["batch", "sequence", 64]),
+    )
+    store_per_token(model, ["first", "second"], WeightFormat(unsigned=True))
+    assert [name for name in model.graph.initializers if name.startswith("weight")] == ["weight_levels", "weight_scales"]
+    tokens = np.random.default_rng(8).normal(size=(1, 5, 64)).astype(np.float32)
+    found = GraphSession(save_graph(model, tmp_path)).run({"x": tokens})
+    wanted = np.tanh(tokens @ weight) @ weight
+    assert np.linalg.norm(next(iter(found.values())) - wanted) < 0.05 * np.linalg.norm(wanted)

@@ -9,6 +9,7 @@ import onnx_ir
 import pytest
 
 from hfaccel.quant.build import CalibrationData, build_candidate, gather_statistics
+from hfaccel.quant.per_token import PerTokenTrips
 from hfaccel.quant.switches import EightBitTrips
 from hfaccel.recipe.schema import Rung, WeightFormat
 from hfaccel.rewrites.graphs import new_initializer, save_graph
@@ -40,7 +41,7 @@ def extreme(folder: Path) -> tuple[Path, np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize("weights", FORMATS, ids=str)
-@pytest.mark.parametrize("scheme", ["dynamic", "static"])
+@pytest.mark.parametrize("scheme", ["dynamic", "static", "per-token"])
 def test_no_product_saturates(scheme: str, weights: WeightFormat, tmp_path: Path) -> None:
     graph, x, exact = extreme(tmp_path / "float")
     batches = [{"x": x, "attention_mask": np.ones((1, TOKENS), dtype=np.int64)}]
@@ -56,7 +57,8 @@ def test_no_product_saturates(scheme: str, weights: WeightFormat, tmp_path: Path
 @pytest.mark.parametrize("weights", [WeightFormat(), *FORMATS], ids=str)
 def test_a_trial_rounds_a_weight_to_levels_that_the_format_has(weights: WeightFormat) -> None:
     weight = np.random.default_rng(0).normal(size=(200, 6)).astype(np.float32)
-    made = EightBitTrips(None, weights, per_channel=True).weight("any", weight)
     steps = np.abs(weight).max(axis=0) / (2 ** (weights.bits - 1) - 1)
-    assert (np.abs(made - weight) <= 0.51 * steps).all()
-    assert max(len(np.unique(column)) for column in made.T) <= 2**weights.bits
+    for trips in (EightBitTrips(None, weights, per_channel=True), PerTokenTrips(weights)):
+        made = trips.weight("any", weight)
+        assert (np.abs(made - weight) <= 0.51 * steps).all()
+        assert max(len(np.unique(column)) for column in made.T) <= 2**weights.bits

@@ -25,6 +25,8 @@ from hfaccel.runtime.engines import open_graph
 from hfaccel.runtime.session import GraphSession
 
 NOTHING = CalibrationData([], {})
+EXACT_ANYWHERE = WeightFormat(unsigned=True)
+"""For the scheme per-token: signed weights saturate where these tests may run."""
 SHAPES = st.tuples(st.integers(16, 300), st.integers(64, 90))  # at least 1024 values: smaller weights are left alone
 BLOCKS = st.sampled_from((16, 32, 64, 128, 256))
 BITS = st.sampled_from((4, 8))
@@ -62,7 +64,7 @@ def product_graph(weights: Sequence[np.ndarray], folder: Path) -> Path:
 
 def build(made: Rung, graph: Path, folder: Path) -> BuiltCandidate:
     folder.mkdir(parents=True)
-    return build_candidate(made, graph, NOTHING, weights=WeightFormat(), folder=folder)
+    return build_candidate(made, graph, NOTHING, weights=EXACT_ANYWHERE, folder=folder)
 
 
 def answer(path: Path, **feeds: np.ndarray) -> np.ndarray:
@@ -154,7 +156,11 @@ def test_no_block_is_farther_from_the_weight_with_k_quant(
     assert (searched <= errors("rtn") * 1.001 + 1e-9).all()
 
 
-@pytest.mark.parametrize("fields", [{}, {"weight_only_bits": 4, "block_size": 32}, {"symmetric": False, "block_size": 256}])
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"weight_only_bits": 4, "block_size": 32}, {"symmetric": False, "block_size": 256}, {"scheme": "per-token"}],
+    ids=str,
+)
 @pytest.mark.parametrize("inputs", [96, 200, 256])
 def test_trials_of_a_search_predict_the_kernel(inputs: int, fields: Mapping[str, Any], tmp_path: Path) -> None:
     random = np.random.default_rng(inputs)
@@ -163,7 +169,7 @@ def test_trials_of_a_search_predict_the_kernel(inputs: int, fields: Mapping[str,
     x[:, 7] *= 30
     graph, made = product_graph(weights, tmp_path / "float"), rung(**fields)
     prepared = prepare_graph(made, graph, NOTHING, scratch=tmp_path / "scratch")
-    switched = switched_graph(made, prepared, weights=WeightFormat(), workdir=tmp_path / "switched")
+    switched = switched_graph(made, prepared, weights=EXACT_ANYWHERE, workdir=tmp_path / "switched")
     exact = answer(graph, x=x)
     np.testing.assert_allclose(next(iter(switched.run({"x": x}).values())), exact, atol=1e-5)
     switched.switch_on(prepared.matmuls)

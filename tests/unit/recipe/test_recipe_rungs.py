@@ -90,6 +90,17 @@ def test_what_goes_together(fields: dict[str, Any]) -> None:
         ("scheme: static, engine: openvino, allow_spinning: false", "allow_spinning", "openvino has no such setting"),
         ("scheme: none, smooth: 0.5", "smooth", "a rung of scheme none quantizes nothing"),
         ("scheme: none, block_size: 64", "block_size", "a rung of scheme none quantizes nothing"),
+        (
+            "scheme: per-token, per_channel: false",
+            "per_channel",
+            "the scheme per-token has a scale per output channel, never one per tensor",
+        ),
+        (
+            "scheme: per-token, engine: openvino",
+            "engine",
+            "only onnxruntime has products with a scale per token, openvino has none",
+        ),
+        ("scheme: per-token, method: gptq", "method", "the scheme per-token has no blocks"),
         ("scheme: dynamic, weight_only_bits: 4", "weight_only_bits", "the scheme dynamic has no blocks"),
         ("scheme: static, symmetric: false", "symmetric", "the scheme static has no blocks"),
         (
