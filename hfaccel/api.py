@@ -58,6 +58,7 @@ def compile(  # noqa: A001 - the design's public name
     precision: str | None = None,
     budget: float | None = None,
     engines: str | Sequence[str] | None = None,
+    threads: int | None = None,
     max_p95_ms: float | None = None,
     max_size_bytes: int | None = None,
     strict: bool = False,
@@ -96,6 +97,8 @@ def compile(  # noqa: A001 - the design's public name
         engines: which may compete: names as a sequence or separated by commas, or ``auto``; None leaves it to the recipe.
         budget: search thoroughly, at most so many seconds: rungs that missed the accuracy gate return MatMuls to float, of
             decoders those in 4 bit to 8.
+        threads: that the artifact will run with, e.g. the cores of a serving container; None: as many as there are cores, fewer where
+            that is measured to be faster.
         max_p95_ms: limit on the 95th percentile of a run's time, at every point of the workload.
         max_size_bytes: limit on graph and weights.
         strict: a missed fusion contract fails instead of warning.
@@ -129,6 +132,7 @@ def compile(  # noqa: A001 - the design's public name
             precision=precision,
             budget=budget,
             engines=engines,
+            threads=threads,
             max_p95_ms=max_p95_ms,
             max_size_bytes=max_size_bytes,
         ),

@@ -102,6 +102,7 @@ def recipe_settings(
     precision: str | None,
     budget: float | None,
     engines: str | Sequence[str] | None,
+    threads: int | None,
     max_p95_ms: float | None,
     max_size_bytes: int | None,
 ) -> dict[str, Any]:
@@ -114,6 +115,7 @@ def recipe_settings(
         precision: a demand, or "auto".
         budget: seconds of a thorough search.
         engines: which may compete, as a sequence or separated by commas; or "auto".
+        threads: that the artifact will run with.
         max_p95_ms: limit on the 95th percentile of a run's time, at every point of the workload.
         max_size_bytes: limit on graph and weights.
     """
@@ -127,6 +129,7 @@ def recipe_settings(
         "quantize.engines": None if names is None else _engine_names(names),
         "quantize.search_seconds": budget,
         "quantize.fallback": None if budget is None else "thorough",
+        "measure.threads": threads,
         "measure.max_p95_ms": max_p95_ms,
         "measure.max_size_bytes": max_size_bytes,
     }

@@ -319,10 +319,11 @@ def _source_of(manifest: dict[str, Any]) -> str | None:
 
 
 def _threads(manifest: dict[str, Any]) -> int:
-    """Threads that the artifact runs with, and so its peers: as its session settings say, by default the physical cores."""
-    from hfaccel.measure.host import physical_cores
+    """Threads for all: as many as the compile was told, by default the physical cores; the artifact takes fewer where it found that better."""
+    from hfaccel.runtime.cores import physical_cores
 
-    return int(manifest.get("session", {}).get("intra_op_num_threads", 0)) or physical_cores()
+    wanted = manifest.get("recipe", {}).get("measure", {}).get("threads")
+    return physical_cores() if wanted is None else min(int(wanted), physical_cores())
 
 
 def _fresh(artifact: Path, inputs: Sequence[Any]) -> FreshProcess:

@@ -20,7 +20,7 @@ def inspect(
       hfaccel inspect minilm
     """
     from hfaccel.artifact.manifest import read_manifest
-    from hfaccel.report.facts import cache_of, many_rows_of
+    from hfaccel.report.facts import cache_of, many_rows_of, threads_of
     from hfaccel.report.markdown import candidate_rows
     from hfaccel.report.wording import cache_words
 
@@ -45,6 +45,9 @@ def inspect(
     many_rows = many_rows_of(manifest)
     if many_rows is not None:
         rows.append(["steps of several rows", many_rows])
+    threads = threads_of(manifest)
+    if threads is not None:
+        rows.append(["threads", threads])
     reports = [name for name in ("report.html", "report.md") if (artifact / name).is_file()]
     if reports:
         rows.append(["report", ", ".join(str(artifact / name) for name in reports)])

@@ -45,6 +45,10 @@ Budget = Annotated[
         "of decoders those in 4 bit to 8."
     ),
 ]
+Threads = Annotated[
+    int | None,
+    typer.Option(min=1, max=1024, help="Threads that it will run with; by default as many as cores, fewer where that is faster."),
+]
 SlowestRun = Annotated[
     str | None,
     typer.Option("--p95", help="Limit on time: 95 of 100 runs at each point of the workload within this, e.g. 20ms."),
@@ -77,6 +81,7 @@ def make_request(
     precision: str | None,
     engine: str | None,
     budget: str | None,
+    threads: int | None,
     p95: str | None,
     max_size: str | None,
     strict: bool,
@@ -106,6 +111,7 @@ def make_request(
             precision=precision,
             budget=None if budget is None else parse_duration(budget, option="--budget"),
             engines=engine,
+            threads=threads,
             max_p95_ms=None if p95 is None else 1000 * parse_duration(p95, option="--p95"),
             max_size_bytes=None if max_size is None else parse_size(max_size, option="--max-size"),
         ),

@@ -85,6 +85,7 @@ def run(
     no_speech_threshold: Annotated[
         float | None, typer.Option(help="Speech: an unlikely answer is silence where that is likelier than this; usually 0.6.")
     ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads; by default as many as the compile found best.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the answers as JSON.")] = False,
 ) -> None:
     """Run texts through a compiled model; needs no torch and no transformers.
@@ -97,7 +98,7 @@ def run(
     from hfaccel.runtime.load import load  # onnxruntime is slow to import, --help does without
 
     with output.showing_warnings():
-        model = load(folder)
+        model = load(folder, threads=threads)
     drawing = {
         "max_new_tokens": max_new_tokens,
         "temperature": temperature,

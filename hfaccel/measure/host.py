@@ -12,6 +12,8 @@ from pathlib import Path
 
 import psutil
 
+from hfaccel.runtime.cores import logical_cores, physical_cores
+
 _CPUINFO = Path("/proc/cpuinfo")
 _BUSY_SHARE = 0.15
 
@@ -37,18 +39,6 @@ def cpu_brand() -> str:
             if line.lower().startswith(("model name", "hardware")) and ":" in line:
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
-
-
-def logical_cores() -> int:
-    """Hardware threads that this process may use (its affinity, where the system has one)."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def physical_cores() -> int:
-    """Physical cores that this process may use: the number of threads that engines are compared with."""
-    return min(psutil.cpu_count(logical=False) or logical_cores(), logical_cores())
 
 
 def load_average() -> float | None:

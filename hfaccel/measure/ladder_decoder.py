@@ -177,10 +177,10 @@ def _session_rung(what: str, graph: Path, settings: SessionSettings, way: Decode
 
 
 def _tuned(way: DecoderWay, text: str, before: Rung) -> Rung:
-    """The artifact as it is; timed anew only if its session differs from the defaults in more than the number of threads."""
+    """The artifact as it is; timed anew only if its session differs from the defaults."""
     what = "tuned session: the artifact as it is"
     session = SessionSettings.from_json(way.manifest.get("session", {}))
-    if replace(session, intra_op_num_threads=0) == SessionSettings():
+    if session.intra_op_num_threads in (0, way.threads) and replace(session, intra_op_num_threads=0) == SessionSettings():
         return Rung(what, before.shares, "its session has the default settings, so this is the run of the step before")
     return Rung(what, (Share(what, _answer(way.model.decoder, way, text)),))
 

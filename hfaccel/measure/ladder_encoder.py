@@ -159,9 +159,9 @@ def _in_order(
 
 
 def _tuned(way: EncoderWay, tokenizer: TextTokenizer, before: Rung) -> Rung:
-    """The artifact's own session; timed anew only if it differs from the defaults in more than the number of threads."""
+    """The artifact's own session; timed anew only if it differs from the defaults."""
     session = SessionSettings.from_json(way.manifest.get("session", {}))
-    if replace(session, intra_op_num_threads=0) == SessionSettings():
+    if session.intra_op_num_threads in (0, way.threads) and replace(session, intra_op_num_threads=0) == SessionSettings():
         note = "its session has the default settings, so this is the run of the step before"
         return Rung("tuned session", before.shares, note)
     what = f"tuned session, {session.engine}"

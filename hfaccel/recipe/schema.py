@@ -331,12 +331,14 @@ class AccuracySection(Section):
 class MeasureSection(Section):
     """How candidates are timed: the grid (batch x sequence) with equal weights, the objective that ranks them, and limits.
 
+    ``threads`` is how many the artifact will run with; null: as many as there are cores, fewer where that is measured to be faster.
     ``max_p95_ms`` bounds the 95th percentile of the time of a run, at every point of the workload; ``max_size_bytes`` the graph
     with its weights. What exceeds a limit cannot ship, the float graph included.
     """
 
     workload: tuple[str, ...] = Field(min_length=1)
     objective: Objective
+    threads: int | None = Field(ge=1, le=1024)
     max_p95_ms: float | None = Field(gt=0)
     max_size_bytes: int | None = Field(gt=0)
     seconds_per_point: float = Field(gt=0)

@@ -18,6 +18,7 @@ from hfaccel.report.facts import (
     points,
     stage_metrics,
     state,
+    threads_of,
 )
 from hfaccel.report.markup import Markup, element, join, nowrap, paragraph, table
 from hfaccel.report.scatter import amount
@@ -277,6 +278,8 @@ def check_and_run(manifest: Manifest) -> Markup:
     ]
     many_rows = many_rows_of(manifest)
     rows += [["steps of several rows", many_rows]] if many_rows is not None else []
+    threads = threads_of(manifest)
+    rows += [["threads", threads]] if threads is not None else []
     rows.append(["session", session])
     return join(
         [

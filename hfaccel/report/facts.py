@@ -145,6 +145,15 @@ def many_rows_of(manifest: Manifest) -> str | None:
     return f"the same graph as of one row; the one for prompts {why} ({told})"
 
 
+def threads_of(manifest: Manifest) -> str | None:
+    """With how many threads it runs and why, in words; None where nothing was timed."""
+    if (wanted := manifest["recipe"]["measure"].get("threads")) is not None:
+        return f"{wanted}, as asked for"
+    found = stage_metrics(manifest, "accuracy").get("threads") or {}
+    trials = [f"{item['count']} instead of {item['against']}: {item['speedup']:.2f}x as fast" for item in found.get("trials", ())]
+    return f"{found['count']} on {found['cores']} cores ({', '.join(trials)})" if trials else None
+
+
 @dataclass(frozen=True)
 class Measure:
     """A measure that a gate limits, as an amount of harm: 0 is as good as the source.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from hfaccel.artifact.contract import Contract, SessionSettings
 from hfaccel.artifact.manifest import FILE_NAME, read_manifest
-from hfaccel.errors import IntegrityError
+from hfaccel.errors import IntegrityError, SettingsError
 from hfaccel.runtime.answering import answering_model
+from hfaccel.runtime.cores import physical_cores
 from hfaccel.runtime.engines import open_graph, with_installed_engine
 from hfaccel.runtime.generation.decoder import Decoder
 from hfaccel.runtime.generation.encoder_decoder import EncoderDecoder
@@ -21,22 +23,27 @@ ENCODER_NAME = "encoder.onnx"
 """Beside the decoder, whose name the manifest gives."""
 
 
-def load(folder: str | Path) -> Model | GenerationModel | TextToTextModel | SpeechModel:
+def load(folder: str | Path, *, threads: int | None = None) -> Model | GenerationModel | TextToTextModel | SpeechModel:
     """The compiled model of a folder that ``hfaccel compile`` made, in the engine that its manifest names.
 
     One that generates text has the method ``generate``, one that reads sound ``transcribe``; all others are called.
+
+    Args:
+        folder: that ``hfaccel compile`` made.
+        threads: for the engine; None takes as many as the compile found best, at most the cores that this process may use.
 
     Where that engine is not installed onnxruntime runs the same graph, and an ``EngineFallbackWarning`` says so.
 
     Raises:
         IntegrityError: the folder is no such folder, a newer version made it, or a file in it is missing or damaged.
+        SettingsError: no thread at all is asked for.
     """
     place = Path(folder)
     manifest_path = place / FILE_NAME
     manifest = read_manifest(place)
     try:
         contract = Contract.from_json(manifest["contract"])
-        settings = SessionSettings.from_json(manifest.get("session", {}))
+        settings = _with_threads(SessionSettings.from_json(manifest.get("session", {})), threads)
         graph = str(manifest["graph"])
     except (KeyError, TypeError, AttributeError) as error:
         raise IntegrityError(
@@ -53,3 +60,12 @@ def load(folder: str | Path) -> Model | GenerationModel | TextToTextModel | Spee
         return GenerationModel(Decoder(place / graph, settings, contract.generation), place, contract)
     tokenizer = TextTokenizer(place / "tokenizer.json", contract.text)
     return Model(open_graph(place / graph, with_installed_engine(settings)), tokenizer, contract)
+
+
+def _with_threads(settings: SessionSettings, wanted: int | None) -> SessionSettings:
+    """The settings with the user's number of threads, or their own where this machine has the cores; 0 leaves it to the machine."""
+    if wanted is None:
+        wanted = min(settings.intra_op_num_threads, physical_cores())
+    elif wanted < 1:
+        raise SettingsError(f"{wanted} threads", where="threads", hint="1 or more; None for as many as are best")
+    return replace(settings, intra_op_num_threads=wanted)

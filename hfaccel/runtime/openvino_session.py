@@ -13,6 +13,7 @@ import numpy as np
 
 from hfaccel.artifact.contract import SessionSettings
 from hfaccel.errors import IntegrityError, MissingExtraError
+from hfaccel.runtime.cores import threads_to_open_with
 from hfaccel.runtime.session import check_graph_file, first_line, read_feeds
 
 _TELEMETRY = "openvino_telemetry"
@@ -43,8 +44,8 @@ class OpenVinoSession:
         check_graph_file(path)
         openvino = import_openvino()
         options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": settings.inference_precision}
-        if settings.intra_op_num_threads:
-            options["INFERENCE_NUM_THREADS"] = settings.intra_op_num_threads
+        if threads := settings.intra_op_num_threads or threads_to_open_with():
+            options["INFERENCE_NUM_THREADS"] = threads
         try:
             core = openvino.Core()
             self._compiled: Any = core.compile_model(core.read_model(str(path)), "CPU", options)

@@ -11,6 +11,7 @@ import onnxruntime
 
 from hfaccel.artifact.contract import GraphOptimization, SessionSettings
 from hfaccel.errors import IntegrityError
+from hfaccel.runtime.cores import threads_to_open_with
 
 _LOG_ERRORS_ONLY = 3
 _OPTIMIZATION_LEVELS: Mapping[GraphOptimization, onnxruntime.GraphOptimizationLevel] = {
@@ -128,7 +129,7 @@ def read_feeds(input_names: tuple[str, ...], feeds: Mapping[str, np.ndarray], gr
 
 def _session_options(settings: SessionSettings) -> Any:
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = settings.intra_op_num_threads
+    options.intra_op_num_threads = settings.intra_op_num_threads or threads_to_open_with()
     options.log_severity_level = _LOG_ERRORS_ONLY
     options.enable_cpu_mem_arena = settings.enable_cpu_mem_arena
     options.graph_optimization_level = _OPTIMIZATION_LEVELS[settings.graph_optimization_level]

@@ -31,6 +31,7 @@ from hfaccel.stages.many_rows import with_prompt_graph_rows
 from hfaccel.stages.parents import FALLBACK_FOLDER, graph_path
 from hfaccel.stages.precision_map import precision_map
 from hfaccel.stages.shipping import write_shipped, written_by
+from hfaccel.stages.threads import with_tuned_threads
 
 if TYPE_CHECKING:
     from hfaccel.evaluate.dataset import Dataset
@@ -101,6 +102,7 @@ def run(artifact: Artifact | None, ctx: StageContext) -> StageResult:
     gc.collect()  # before several sessions are open at once
     judged = race_finalists(judged, artifact, ctx)
     chosen = _shippable(choose(judged, ctx.recipe.measure.objective), judged, ctx)
+    chosen, threads = with_tuned_threads(chosen, graph_path(chosen, artifact, ctx), ctx)
     chosen = with_greedy_paths(replace(chosen, matmuls=precision_map(chosen, ctx)), judged, prompts, artifact, ctx)
     graph = write_shipped(graph_path(chosen, artifact, ctx), chosen, artifact.contract, tokenizer, ctx)
     contract = with_cache_of(artifact.contract, ctx.workdir / graph)
@@ -115,6 +117,7 @@ def run(artifact: Artifact | None, ctx: StageContext) -> StageResult:
         "verdict": chosen.verdict,
         "data": {"name": dataset.name, "sha256": dataset.sha256, "examples": len(dataset.examples), "labelled": labelled},
         "label_free_sample": ctx.dataset is None,
+        "threads": threads,
     }
     return StageResult(made, chosen.name != FLOAT_PARENT, metrics)
 

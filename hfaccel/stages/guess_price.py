@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from hfaccel.measure.host import physical_cores
 from hfaccel.measure.timing import interleaved
 from hfaccel.measure.token_engines import draw_tokens
+from hfaccel.runtime.cores import physical_cores
 from hfaccel.runtime.generation.decoder import Decoder
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hfaccel.measure.host import physical_cores
 from hfaccel.measure.timing import interleaved
 from hfaccel.measure.token_engines import draw_tokens
+from hfaccel.runtime.cores import physical_cores
 from hfaccel.runtime.generation.decoder import Decoder
 
 if TYPE_CHECKING:

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 from hfaccel.artifact.contract import SessionSettings
 from hfaccel.evaluate.cached_decoding import open_encoder_decoder
 from hfaccel.measure.decoding import answering_calls, decoding_calls, parse_requests
-from hfaccel.measure.host import physical_cores
 from hfaccel.measure.timing import MIN_ROUNDS, PATIENCE, SETTLE_S, Timing, compare, interleaved
 from hfaccel.measure.workload import fit_workload, make_feeds, parse_workload
 from hfaccel.rewrites.graphs import graph_bytes
+from hfaccel.runtime.cores import physical_cores
 from hfaccel.runtime.engines import open_graph
 from hfaccel.runtime.generation.decoder import Decoder
 from hfaccel.stages.candidates import FLOAT_PARENT, Candidate, PointTiming
@@ -58,7 +58,7 @@ class RaceResult:
 def quick_race(floats: Mapping[str, Entrant], candidates: Mapping[str, Entrant], ctx: StageContext) -> RaceResult:
     """Time the float graphs, then the candidates with the fastest of them, shortly: enough to drop what is clearly slower.
 
-    Candidates race together, as many as memory allows, with as many threads as there are physical cores. Those of different
+    Candidates race together, as many as memory allows, with the threads of the recipe or as many as there are physical cores. Those of different
     groups met the float graph at different times; what ships is decided by :func:`final_race`.
 
     Args:
@@ -102,6 +102,19 @@ def final_race(
             timed = _time({parent: floating, name: entrant}, ctx, share=2.0**attempt, patience=PATIENCE)
             results[name] = _against(parent, name, timed)
     return results
+
+
+def threads_race(entrant: Entrant, counts: tuple[int, int], ctx: StageContext, *, thoroughly: bool) -> tuple[PointTiming, ...]:
+    """Timings of a graph with the second number of threads against the first, one per point of the workload."""
+    before, after = (str(count) for count in counts)
+    entrants = {
+        name: replace(entrant, session=replace(entrant.session, intra_op_num_threads=int(name))) for name in (before, after)
+    }
+    if thoroughly:
+        timed = _time(entrants, ctx, share=1.0, patience=PATIENCE)
+    else:
+        timed = _time(entrants, ctx, share=QUICK, min_rounds=QUICK_ROUNDS)
+    return _against(before, after, timed)
 
 
 def with_timings(candidate: Candidate, timings: tuple[PointTiming, ...], *, quick: bool) -> Candidate:
@@ -172,7 +185,7 @@ def _calls(entrants: Mapping[str, Entrant], ctx: StageContext) -> Iterator[tuple
     """What to time, by point of the workload and entrant; all entrants are open meanwhile."""
     contract, workload, seed = ctx.artifacts["export"].contract, ctx.recipe.measure.workload, ctx.recipe.seed
     settings = {
-        name: replace(entrant.session, intra_op_num_threads=physical_cores(), spin_after_run=False)
+        name: replace(entrant.session, intra_op_num_threads=_threads(entrant, ctx), spin_after_run=False)
         for name, entrant in entrants.items()
     }
     if contract.generation is not None and contract.generation.encoder is not None:
@@ -196,6 +209,10 @@ def _calls(entrants: Mapping[str, Entrant], ctx: StageContext) -> Iterator[tuple
                 for name, runner in runners.items()
             },
         )
+
+
+def _threads(entrant: Entrant, ctx: StageContext) -> int:
+    return entrant.session.intra_op_num_threads or ctx.recipe.measure.threads or physical_cores()
 
 
 def _against(parent: str, name: str, timed: Mapping[str, Mapping[str, Timing]]) -> tuple[PointTiming, ...]:

@@ -9,6 +9,7 @@ import pytest
 
 import hfaccel
 from hfaccel.errors import GateError, SettingsError
+from hfaccel.runtime.cores import physical_cores
 
 QUICK: dict[str, Any] = {"workload": "1x8,2x16", "engines": "onnxruntime"}
 OVERRIDES = ("measure.seconds_per_point=0.02", "quantize.fallback='off'")
@@ -77,3 +78,20 @@ def test_a_limit_on_time_off_the_target_is_refused_before_any_work(
 ) -> None:
     with pytest.raises(SettingsError, match="this host is not the target cpu-arm-dotprod"):
         compile_tiny(tiny_checkpoint, tiny_data, tmp_path / "out", target="cpu-arm-dotprod", max_p95_ms=20.0)
+
+
+def test_the_artifact_runs_with_the_threads_that_were_asked_for(tiny_checkpoint: Path, tiny_data: Path, tmp_path: Path) -> None:
+    manifest = compile_tiny(tiny_checkpoint, tiny_data, tmp_path / "out", max_loss=0.5, threads=1)
+    assert manifest["session"]["intra_op_num_threads"] == 1
+    assert manifest["recipe"]["measure"]["threads"] == 1
+
+
+def test_fewer_threads_are_timed_and_what_was_found_is_kept(tiny_checkpoint: Path, tiny_data: Path, tmp_path: Path) -> None:
+    manifest = compile_tiny(tiny_checkpoint, tiny_data, tmp_path / "out", max_loss=0.5)
+    accuracy = next(record for record in manifest["stages"] if record["stage"] == "accuracy")
+    found, stored = accuracy["metrics"]["threads"], manifest["session"]["intra_op_num_threads"]
+    assert found["cores"] == physical_cores()
+    assert len(found["trials"]) == 0 or found["trials"][0]["against"] == found["cores"]
+    assert (stored or found["cores"]) == found["count"]
+    if found["count"] < found["cores"]:
+        assert all(trial["lower_bound"] >= 1.03 for trial in found["trials"] if trial["count"] >= found["count"])

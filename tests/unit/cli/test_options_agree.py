@@ -43,7 +43,7 @@ def test_python_takes_what_the_command_line_takes() -> None:
 
 
 def test_every_option_reaches_the_request() -> None:
-    settings = {"max_loss", "objective", "workload", "precision", "budget", "engines", "max_p95_ms", "max_size_bytes"}
+    settings = {"max_loss", "objective", "workload", "precision", "budget", "engines", "threads", "max_p95_ms", "max_size_bytes"}
     assert names(hfaccel.compile) - {"progress"} - settings == names(CompileRequest) - {"settings"}
     assert settings == names(recipe_settings)
 
@@ -67,6 +67,7 @@ def test_options_are_read(tmp_path: Any) -> None:
         precision="int8",
         engine="onnxruntime, openvino",
         budget="10m",
+        threads=4,
         p95="20ms",
         max_size="50MB",
         strict=True,
@@ -82,6 +83,7 @@ def test_options_are_read(tmp_path: Any) -> None:
         "quantize.engines": ["onnxruntime", "openvino"],
         "quantize.search_seconds": 600.0,
         "quantize.fallback": "thorough",
+        "measure.threads": 4,
         "measure.max_p95_ms": 20.0,
         "measure.max_size_bytes": 50_000_000,
     }

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from hfaccel.report.evidence import data_words
-from hfaccel.report.facts import many_rows_of
+from hfaccel.report.facts import many_rows_of, threads_of
 from hfaccel.report.headline import cautions, headline
 from hfaccel.report.html import report_html
 from hfaccel.report.markdown import candidate_rows, readme_text, report_text
@@ -368,6 +368,21 @@ def test_what_steps_of_several_rows_run_on_is_said(rows: int | None, bound: floa
     made["candidates"][0]["verdict"]["many_rows"] = {"loss": 0.007, "upper_bound": bound}
     made["recipe"]["accuracy"]["max_loss"] = 0.01
     assert said in str(many_rows_of(made))
+
+
+def test_the_number_of_threads_is_said_with_its_reason() -> None:
+    made = manifest()
+    assert threads_of(made) is None
+    trials = [
+        {"count": 8, "against": 16, "speedup": 1.31, "lower_bound": 1.2},
+        {"count": 4, "against": 8, "speedup": 0.9, "lower_bound": 0.8},
+    ]
+    accuracy = next(record for record in made["stages"] if record["stage"] == "accuracy")
+    accuracy["metrics"]["threads"] = {"cores": 16, "count": 8, "trials": trials}
+    assert threads_of(made) == "8 on 16 cores (8 instead of 16: 1.31x as fast, 4 instead of 8: 0.90x as fast)"
+    assert "8 on 16 cores" in Page(report_html(made)).text
+    made["recipe"]["measure"]["threads"] = 4
+    assert threads_of(made) == "4, as asked for"
 
 
 def test_what_was_not_measured_is_called_so() -> None:

@@ -4,7 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from hfaccel.artifact.contract import Contract, SessionSettings, Task, TensorSpec, TextSettings
 from hfaccel.cli.run import run
-from hfaccel.errors import DataError, IntegrityError, UsageError
+from hfaccel.errors import DataError, IntegrityError, SettingsError, UsageError
 from hfaccel.runtime.load import load
 from hfaccel.runtime.session import GraphSession
 
@@ -198,3 +198,27 @@ def test_run_refuses_what_makes_no_sense(classifier: Path, tmp_path: Path) -> No
 def test_run_refuses_options_it_would_ignore(embedder: Path) -> None:
     with pytest.raises(UsageError, match="--pair: the option has no meaning for sentence-similarity"):
         command(str(embedder), "a", "--pair", "b")
+
+
+@pytest.mark.parametrize(("stored", "wanted", "opened"), [(0, None, 0), (3, None, 3), (9, None, 4), (9, 6, 6), (0, 2, 2)])
+def test_threads_are_those_found_best_as_far_as_there_are_cores_or_those_asked_for(
+    stored: int, wanted: int | None, opened: int, classifier: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = json.loads((classifier / "manifest.json").read_text())
+    manifest["session"]["intra_op_num_threads"] = stored
+    (classifier / "manifest.json").write_text(json.dumps(manifest))
+    seen: list[SessionSettings] = []
+
+    def opening(path: Path, settings: SessionSettings) -> GraphSession:
+        seen.append(settings)
+        return GraphSession(path, replace(settings, intra_op_num_threads=1))
+
+    monkeypatch.setattr("hfaccel.runtime.load.physical_cores", lambda: 4)
+    monkeypatch.setattr("hfaccel.runtime.load.open_graph", opening)
+    load(classifier, threads=wanted)
+    assert [settings.intra_op_num_threads for settings in seen] == [opened]
+
+
+def test_no_threads_at_all_are_refused(classifier: Path) -> None:
+    with pytest.raises(SettingsError, match="0 threads"):
+        load(classifier, threads=0)

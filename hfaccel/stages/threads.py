@@ -1,0 +1,97 @@
+"""With how many threads the chosen graph runs: as many as there are cores, unless fewer are measured to be faster.
+
+A small model on a large machine spends its time on handing work to threads and waiting for them: on 64 cores a text of 16 tokens is
+often answered faster by four of them.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from hfaccel.runtime.cores import physical_cores
+from hfaccel.stages.race import Entrant, is_slower, threads_race
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from hfaccel.stages.base import StageContext
+    from hfaccel.stages.candidates import Candidate, PointTiming
+
+    Race = Callable[[int, int, bool], Sequence[PointTiming]]
+
+CLEARLY_FASTER = 1.03
+"""By so much, at the lower bound, fewer threads must be faster: a machine's noise is not to decide."""
+
+
+@dataclass(frozen=True)
+class ThreadTrial:
+    """Half as many threads against the number that was best before.
+
+    Attributes:
+        count: threads.
+        against: the number before.
+        speedup: geometric mean over the workload, of the objective throughput that of its last point.
+        lower_bound: one-sided 95 % bound of it.
+    """
+
+    count: int
+    against: int
+    speedup: float
+    lower_bound: float
+
+
+def with_tuned_threads(chosen: Candidate, graph: Path, ctx: StageContext) -> tuple[Candidate, dict[str, Any]]:
+    """The candidate with its number of threads, and how it was found.
+
+    Off the target nothing is timed, and the number is left to the machine that runs it, as where all cores are best.
+    """
+    wanted, cores = ctx.recipe.measure.threads, physical_cores()
+    count, trials = wanted or 0, list[ThreadTrial]()
+    if wanted is None and ctx.on_target and cores > 1:
+        ctx.progress.step(f"timing {chosen.name} with fewer threads than {cores}")
+        entrant = Entrant(graph, chosen.session, chosen.size_bytes)
+        best, trials = halve_threads(
+            cores,
+            lambda before, fewer, thoroughly: threads_race(entrant, (before, fewer), ctx, thoroughly=thoroughly),
+            last_point=ctx.recipe.measure.objective == "throughput",
+        )
+        count = best if best < cores else 0
+    found = {"cores": cores, "count": count or cores, "trials": [asdict(trial) for trial in trials]}
+    return replace(chosen, session=replace(chosen.session, intra_op_num_threads=count)), found
+
+
+def halve_threads(cores: int, race: Race, *, last_point: bool) -> tuple[int, list[ThreadTrial]]:
+    """The best number of threads, halved from ``cores`` as long as that is clearly faster, and the trials made.
+
+    Args:
+        cores: where to begin.
+        race: what times the second number of threads against the first, thoroughly or for a moment; where a moment shows that fewer are
+            slower, no more is asked.
+        last_point: look at the workload's last point only.
+    """
+    best, trials = cores, list[ThreadTrial]()
+    while best > 1:
+        fewer = best // 2
+        timings = race(best, fewer, False)
+        looked_at = timings[-1:] if last_point else timings
+        if not is_slower(looked_at):
+            timings = race(best, fewer, True)
+            looked_at = timings[-1:] if last_point else timings
+        trial = ThreadTrial(
+            fewer,
+            best,
+            round(_mean([item.speedup for item in looked_at]), 3),
+            round(_mean([item.speedup_lower_bound for item in looked_at]), 3),
+        )
+        trials.append(trial)
+        if trial.lower_bound < CLEARLY_FASTER:
+            break
+        best = fewer
+    return best, trials
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.exp(sum(map(math.log, values)) / len(values))
