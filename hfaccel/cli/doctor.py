@@ -94,7 +94,11 @@ def _machine(output: Output) -> dict[str, Any]:
 
 
 def _show(output: Output, host: HostInfo, cache: str, providers: list[str]) -> None:
-    cores = f"{host.physical_cores} cores, {host.logical_cores} threads"
+    from hfaccel.runtime.cores import cpu_quota
+
+    quota = cpu_quota()
+    limit = "" if quota is None else f", of which a limit leaves the time of {quota:.3g}"
+    cores = f"{host.physical_cores} cores, {host.logical_cores} threads{limit}"
     output.line(f"host profile   {host.profile}")
     output.line(f"cpu            {host.brand} ({host.microarchitecture}), {cores}")
     output.line(f"memory         {host.memory_bytes / _GIB:.1f} GiB")
