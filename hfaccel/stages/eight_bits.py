@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -113,17 +113,18 @@ def _search(
     folder, trial_folder = ctx.workdir / FALLBACK_FOLDER / name, ctx.workdir / FALLBACK_FOLDER / "trial"
     ctx.progress.step(f"{name}: rounding every MatMul to 4 bit")
     four = _in_four_bits(rung, batches, ctx)
-    errors = _errors(four, batches, deadline, ctx)
-    trials = 0
-    for eight in sets_in_order(errors, _bytes_saved(four), ctx.recipe.accuracy.max_loss):
+    journal = Journal(ctx.journal, four.rung.quantization().model_dump_json())
+    errors = _errors(four, batches, deadline, journal, ctx)
+    ordered = sets_in_order(errors, _bytes_saved(four), ctx.recipe.accuracy.max_loss)
+    # With all of them in 8 bit nothing would be left in 4: that is another rung.
+    sets = [eight for eight in ordered if len(eight) < len(four.names)]
+    for eight in left_to_try(sets, journal.known_trial):
         if time.monotonic() > deadline:
             break
-        if len(eight) == len(four.names):
-            continue  # nothing would be left in 4 bit: that is another rung
-        trials += 1
         trial = _tried(best, four, {matmul: errors[matmul] for matmul in eight}, trial_folder, examiner, ctx)
         outcome = "holds" if trial.reason is None else trial.detail
         ctx.progress.step(f"{name} with {len(eight)} of {len(four.names)} MatMuls in 8 bit: {outcome}")
+        journal.add_trial(frozenset(eight), trial.reason is None)
         if trial.reason is not None:
             break
         shutil.rmtree(folder, ignore_errors=True)
@@ -132,7 +133,8 @@ def _search(
     shutil.rmtree(trial_folder, ignore_errors=True)
     shutil.rmtree(ctx.workdir / "scratch", ignore_errors=True)
     if not best.graph:
-        return replace(best, reason="no-float-set-found", detail=f"no set of MatMuls in 8 bit held the gate in {trials} trials")
+        detail = f"no set of MatMuls in 8 bit held the gate in {journal.trials} trials"
+        return replace(best, reason="no-float-set-found", detail=detail)
     return timed_against(parent, best, ctx)
 
 
@@ -146,7 +148,9 @@ def _in_four_bits(rung: Rung, batches: Sequence[Feeds], ctx: StageContext) -> _I
     return _InFourBits(free, prepared, built.path, built.quantized)
 
 
-def _errors(four: _InFourBits, batches: Sequence[Feeds], deadline: float, ctx: StageContext) -> dict[str, float]:
+def _errors(
+    four: _InFourBits, batches: Sequence[Feeds], deadline: float, journal: Journal, ctx: StageContext
+) -> dict[str, float]:
     """Divergence of the next token's distribution when only the named MatMul is rounded, by name."""
     stored = {node.name or "": node for node in load_graph(four.graph).graph if node.name in four.names}
     floating = four.prepared.model.clone()
@@ -159,7 +163,7 @@ def _errors(four: _InFourBits, batches: Sequence[Feeds], deadline: float, ctx: S
         [_beginning(batches[0])],
         blocks=[(name,) for name in four.names],
         distance=divergence,
-        ledger=Journal(ctx.journal, four.rung.quantization().model_dump_json()),
+        ledger=journal,
         out_of_time=lambda: time.monotonic() > until,
     )
     return dict(ranking)
@@ -205,6 +209,19 @@ def sets_in_order(errors: Mapping[str, float], bytes_saved: Mapping[str, int], m
     left = np.append(np.cumsum([errors[name] for name in order][::-1])[::-1], 0.0)
     counts = [int(np.argmax(left <= share * math.log1p(max_loss))) for share in BUDGET_SHARES]
     return [tuple(order[:count]) for count in dict.fromkeys(counts)]
+
+
+def left_to_try(sets: Sequence[tuple[str, ...]], known: Callable[[frozenset[str]], bool | None]) -> Sequence[tuple[str, ...]]:
+    """Of sets in order those that a search which was killed must still try: from the last that held, whose graph is gone, to the first that missed.
+
+    Args:
+        sets: in the order of their trials.
+        known: whether a set held, None if it was not tried.
+    """
+    outcomes = [known(frozenset(names)) for names in sets]
+    first = max((place for place, held in enumerate(outcomes) if held), default=0)
+    end = next((place for place, held in enumerate(outcomes) if held is False), len(sets))
+    return sets[first:end]
 
 
 def _tried(

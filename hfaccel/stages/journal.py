@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 class Journal:
     """Findings about a rung, one JSON line each, kept until the stage has finished; a :class:`hfaccel.quant.sensitivity.Ledger`.
 
-    There are two kinds: trials of the gate with some MatMuls in float, and errors measured with some quantized.
+    There are two kinds: trials of the gate with some MatMuls in higher precision, and errors measured with some quantized.
 
     Args:
         path: the file; it may exist already, from a run that was killed. None keeps nothing.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,8 @@ from hfaccel.quant.more_bits import float_weights, write_with_eight_bits
 from hfaccel.quant.weight_only import read_blocks
 from hfaccel.recipe.schema import Rung, WeightFormat
 from hfaccel.rewrites.graphs import load_graph, new_initializer, save_graph
-from hfaccel.stages.eight_bits import BUDGET_SHARES, sets_in_order
+from hfaccel.stages import eight_bits
+from hfaccel.stages.eight_bits import BUDGET_SHARES, left_to_try, sets_in_order
 
 OFF_TARGET = "cpu-arm-dotprod"
 """Another target than any host of these tests: nothing is timed."""
@@ -127,6 +128,44 @@ def test_a_budget_that_leaves_nothing_in_four_bits_is_refused_as_such(planted: P
     with pytest.raises(GateError, match=r"four-mixed: no-float-set-found .*in 0 trials"):
         compile_planted(planted, texts, tmp_path / "out", max_loss=1e-6, overrides=(GPTQ,))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_search_that_was_killed_repeats_no_trial_but_that_of_the_best_so_far(
+    searched: CompileResult, planted: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[int] = []
+    write, lifetime = eight_bits.write_with_eight_bits, 2
+
+    def counted(graph: Path, weights: Mapping[str, np.ndarray], rung: Rung, folder: Path) -> Path:
+        if len(tried) == lifetime:
+            raise InterruptedError("killed")
+        tried.append(len(weights))
+        return write(graph, weights, rung, folder)
+
+    monkeypatch.setattr(eight_bits, "write_with_eight_bits", counted)
+    overrides = (GPTQ, "accuracy.resamples=500")  # another result of the stage than that in the cache
+    with pytest.raises(InterruptedError):
+        compile_planted(planted, texts, tmp_path / "out", overrides=overrides)
+    before, lifetime = list(tried), 100
+    tried.clear()
+    again = compile_planted(planted, texts, tmp_path / "out", overrides=overrides)
+    assert len(before) == 2
+    assert tried[0] == before[-1]  # the best so far, whose graph is gone
+    assert not set(tried[1:]) & set(before)
+    assert (again.folder / "model.onnx").read_bytes() == (searched.folder / "model.onnx").read_bytes()
+
+
+@given(st.integers(0, 8), st.integers(0, 8))
+def test_what_is_left_to_try_begins_with_the_last_that_held(count: int, known: int) -> None:
+    sets = [tuple("abcdefgh"[: 8 - place]) for place in range(count)]
+    outcomes = {frozenset(names): place < known - 1 for place, names in enumerate(sets[:known])}  # the last one missed
+    left = left_to_try(sets, outcomes.get)
+    if known == 0:
+        assert left == sets
+    elif known > count:
+        assert left == sets[-1:]  # all that were tried held
+    else:
+        assert left == sets[max(0, known - 2) : known - 1]
 
 
 @given(
