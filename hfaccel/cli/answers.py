@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from hfaccel.cli.generation import show_pieces
 from hfaccel.cli.output import Output
 from hfaccel.errors import UsageError
 
@@ -29,9 +31,8 @@ def show_answers(
     """
     if stream:
         _check_single(output, texts)
-        for piece in model.generate(texts[0], **options, stream=True):
-            output.piece(piece)
-        output.piece("\n")
+        pieces = model.generate(texts[0], **options, stream=True)
+        show_pieces(output, pieces, lambda text: int(model.tokenizer.encode([text])[0].ids.size))
         return
     answers = model.generate(list(texts), **options)
     output.result([{"text": text, "answer": answer} for text, answer in zip(texts, answers, strict=True)])
@@ -53,9 +54,12 @@ def show_transcripts(
     """
     if stream:
         _check_single(output, files)
+        start = time.monotonic()
         for piece in model.transcribe(files[0], **options, stream=True):
             output.piece(piece if isinstance(piece, str) else f"{_times(piece)} {piece.text}\n")
         output.piece("\n")
+        seconds, sound_seconds = time.monotonic() - start, _duration(files[0])
+        output.info(f"{sound_seconds:.1f} s of sound in {seconds:.2f} s: real-time factor {seconds / sound_seconds:.3f}")
         return
     transcripts: list[Transcript] = model.transcribe(list(files), **options)
     output.result([{"file": file, **asdict(item)} for file, item in zip(files, transcripts, strict=True)])
@@ -66,6 +70,13 @@ def show_transcripts(
             output.line(f"{_times(segment)} {segment.text}")
         if not transcript.segments:
             output.line(transcript.text)
+
+
+def _duration(file: str) -> float:
+    """Seconds of sound in a file that was read before."""
+    import soundfile
+
+    return float(soundfile.info(file).duration)
 
 
 def _check_single(output: Output, inputs: Sequence[str]) -> None:

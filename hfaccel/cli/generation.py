@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hfaccel.cli.output import Output
@@ -44,7 +44,8 @@ def show_generation(
     if stream:
         if len(prompts) > 1 or output.as_json:
             raise UsageError("--stream shows the answer to one text as it grows", where="--stream", hint="leave it out")
-        _show_while_it_grows(output, model, prompts[0], options)
+        pieces = model.generate(prompts[0], **options, stream=True)
+        show_pieces(output, pieces, lambda text: len(model.tokenizer.encode(text, add_special_tokens=False).ids))
         return
     answers = model.generate(prompts, **options)
     output.result([{"prompt": text, "answer": answer} for text, answer in zip(texts, answers, strict=True)])
@@ -52,17 +53,23 @@ def show_generation(
         output.line(f"{text}\n{answer}\n" if len(texts) > 1 else answer)
 
 
-def _show_while_it_grows(output: Output, model: GenerationModel, prompt: Prompt, options: Mapping[str, Any]) -> None:
-    """The answer piece by piece, and then how long it took on standard error."""
+def show_pieces(output: Output, pieces: Iterable[str], count_tokens: Callable[[str], int]) -> None:
+    """An answer piece by piece as it grows, and then how long it took on standard error.
+
+    Args:
+        output: where to.
+        pieces: of one answer.
+        count_tokens: how many tokens a text has.
+    """
     start = time.monotonic()
-    first, pieces = start, list[str]()
-    for piece in model.generate(prompt, **options, stream=True):
-        first = time.monotonic() if not pieces else first
-        pieces.append(piece)
+    first, seen = start, list[str]()
+    for piece in pieces:
+        first = time.monotonic() if not seen else first
+        seen.append(piece)
         output.piece(piece)
     seconds = time.monotonic() - first
     output.piece("\n")
-    tokens = len(model.tokenizer.encode("".join(pieces), add_special_tokens=False).ids)
+    tokens = count_tokens("".join(seen)) if seen else 0
     speed = f", then {(tokens - 1) / seconds:.0f} a second" if tokens > 1 and seconds > 0 else ""
     output.info(f"about {tokens} tokens: the first after {first - start:.2f} s{speed}")
 

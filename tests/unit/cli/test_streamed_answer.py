@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from hfaccel.cli.answers import show_answers, show_transcripts
 from hfaccel.cli.generation import show_generation
 from hfaccel.cli.output import Output
 from hfaccel.errors import UsageError
@@ -48,3 +52,33 @@ def test_an_answer_without_words_has_no_speed(capsys: pytest.CaptureFixture[str]
 def test_only_one_answer_can_be_watched() -> None:
     with pytest.raises(UsageError, match="one text"):
         shown(Speaker("one"), ["a", "b"])
+
+
+class Translator:
+    """Says two words, of which its tokenizer makes three tokens."""
+
+    tokenizer = SimpleNamespace(encode=lambda texts: [SimpleNamespace(ids=np.arange(3)) for _ in texts])
+
+    def generate(self, _text: str, *, stream: bool) -> Iterator[str]:
+        assert stream
+        yield from ("zwei", " Worte")
+
+
+def test_so_it_is_with_an_encoder_decoder(capsys: pytest.CaptureFixture[str]) -> None:
+    model: Any = Translator()
+    show_answers(Output(), model, ["two words"], {}, stream=True)
+    out, err = capsys.readouterr()
+    assert out == "zwei Worte\n"
+    assert re.fullmatch(r"about 3 tokens: the first after 0\.\d\d s, then \d+ a second\n", err)
+
+
+def test_of_speech_the_seconds_of_sound_are_compared_with_those_that_it_took(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sound = tmp_path / "sound.wav"
+    soundfile.write(sound, np.zeros(24_000, dtype=np.float32), 16_000)
+    model: Any = SimpleNamespace(transcribe=lambda file, stream: iter(["said", " so"]) if stream and file == str(sound) else None)
+    show_transcripts(Output(), model, [str(sound)], {}, stream=True)
+    out, err = capsys.readouterr()
+    assert out == "said so\n"
+    assert re.fullmatch(r"1\.5 s of sound in 0\.\d\d s: real-time factor 0\.\d{3}\n", err)
