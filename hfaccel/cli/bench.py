@@ -62,7 +62,7 @@ def bench(
             show_default=_DEFAULT_PEER,
             help="Engines to compare with, separated by commas: torch, torch-bf16, torch-compile, onnxruntime-default "
             "(quantize_dynamic), openvino, openvino-int8 (NNCF), ctranslate2 (int8). For text generation: torch, "
-            "onnxruntime-genai=FOLDER (a folder with genai_config.json); for encoder-decoders: torch, ctranslate2. Empty: none. "
+            "onnxruntime-genai=FOLDER (a folder with genai_config.json), openvino=FOLDER (with openvino_model.xml), llama-cpp=FILE.gguf; for encoder-decoders: torch, ctranslate2. Empty: none. "
             "What is not installed is said.",
         ),
     ] = None,
@@ -130,6 +130,8 @@ def bench(
     Where OUT generates text:
 
     hfaccel bench OUT --against torch,onnxruntime-genai=FOLDER --workload 128+128
+
+    hfaccel bench OUT --against llama-cpp=model.Q4_0.gguf --workload 128+128
 
     hfaccel bench OUT --against torch --workload 128+128 --stream texts.txt
 

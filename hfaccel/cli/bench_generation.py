@@ -79,6 +79,7 @@ def _bench_engines(output: Output, asked: BenchRequest, against: str, stream: Pa
         lambda: load_source(asked)[1].hf_model,
         threads=asked.threads,
         prompts=_check_prompts(model),
+        most_tokens=max(request.prompt + request.new for request in requests),
         on_step=output.step,
     )
     for item in engines.absent:

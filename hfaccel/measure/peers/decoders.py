@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,20 +14,31 @@ from hfaccel.errors import UsageError
 from hfaccel.measure.likeness import Likeness
 from hfaccel.measure.peers import missing_packages
 from hfaccel.measure.peers.genai_decoder import CONFIG_FILE, GenaiDecoder
+from hfaccel.measure.peers.llama_cpp_decoder import LlamaCppDecoder
 from hfaccel.measure.peers.open import Absent, one_line
+from hfaccel.measure.peers.openvino_decoder import MODEL_FILE, OpenvinoDecoder
 from hfaccel.measure.token_engines import TokenEngine
 
-DecoderPeerName = Literal["torch", "onnxruntime-genai"]
+DecoderPeerName = Literal["torch", "onnxruntime-genai", "openvino", "llama-cpp"]
 DECODER_PEERS: tuple[DecoderPeerName, ...] = get_args(DecoderPeerName)
-_HOW_TO_NAME = "known peers: torch, onnxruntime-genai=FOLDER (a folder with genai_config.json)"
+_HOW_TO_NAME = (
+    f"known peers: torch, onnxruntime-genai=FOLDER (a folder with {CONFIG_FILE}), openvino=FOLDER (a folder with {MODEL_FILE}), "
+    "llama-cpp=FILE.gguf"
+)
+_PACKAGES: Mapping[DecoderPeerName, tuple[str, str]] = {
+    "onnxruntime-genai": ("onnxruntime_genai", "onnxruntime-genai"),
+    "openvino": ("openvino", "openvino"),
+    "llama-cpp": ("llama_cpp", "llama-cpp-python"),
+}
+"""The module of a peer, and what to install for it."""
 
 
 @dataclass(frozen=True)
 class DecoderPeer:
-    """A peer that was asked for; ``folder`` is the model folder of onnxruntime-genai, None for the others."""
+    """A peer that was asked for; ``model`` is the folder or file that it reads, None for torch."""
 
     name: DecoderPeerName
-    folder: Path | None = None
+    model: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -52,22 +63,38 @@ def parse_decoder_peers(text: str) -> tuple[DecoderPeer, ...]:
     """Read peers of text generation, separated by commas; an empty text is no peer.
 
     Raises:
-        UsageError: one is not known, or names no folder that onnxruntime-genai can open.
+        UsageError: one is not known, or names no model that its engine can open.
     """
     found: dict[DecoderPeer, None] = {}
     for part in filter(None, (part.strip() for part in text.split(","))):
-        name, equals, folder = part.partition("=")
+        name, equals, model = part.partition("=")
         known = next((item for item in DECODER_PEERS if item == name.strip().lower()), None)
         if known is None or (known == "torch" and equals):
             raise UsageError(f"no peer '{part}' to compare text generation with", where="--against", hint=_HOW_TO_NAME)
-        if known == "onnxruntime-genai" and not (Path(folder) / CONFIG_FILE).is_file():
-            raise UsageError(
-                f"onnxruntime-genai needs a model folder of its own, and '{folder}' has no {CONFIG_FILE}",
-                where="--against",
-                hint="write onnxruntime-genai=FOLDER, with a folder that its model builder made from the same checkpoint",
-            )
-        found[DecoderPeer(known, Path(folder) if equals else None)] = None
+        _check_model(known, model)
+        found[DecoderPeer(known, Path(model) if equals else None)] = None
     return tuple(found)
+
+
+def _check_model(name: DecoderPeerName, model: str) -> None:
+    if name == "onnxruntime-genai" and not (Path(model) / CONFIG_FILE).is_file():
+        raise UsageError(
+            f"onnxruntime-genai needs a model folder of its own, and '{model}' has no {CONFIG_FILE}",
+            where="--against",
+            hint="write onnxruntime-genai=FOLDER, with a folder that its model builder made from the same checkpoint",
+        )
+    if name == "openvino" and not (Path(model) / MODEL_FILE).is_file():
+        raise UsageError(
+            f"openvino needs a model folder of its own, and '{model}' has no {MODEL_FILE}",
+            where="--against",
+            hint="write openvino=FOLDER, with a folder that optimum-cli export openvino made from the same checkpoint",
+        )
+    if name == "llama-cpp" and not Path(model).is_file():
+        raise UsageError(
+            f"llama.cpp reads a GGUF file, and there is none at '{model}'",
+            where="--against",
+            hint="write llama-cpp=FILE.gguf, with a file made from the same checkpoint",
+        )
 
 
 def open_decoders(
@@ -77,6 +104,7 @@ def open_decoders(
     *,
     threads: int,
     prompts: Sequence[Sequence[int]],
+    most_tokens: int,
     on_step: Callable[[str], None] = lambda _: None,
 ) -> OpenDecoders:
     """Open peers. Sets torch's number of threads for the whole process, where torch is asked for.
@@ -87,8 +115,10 @@ def open_decoders(
         load_source: gives the causal language model of transformers.
         threads: threads that each may use.
         prompts: token ids on which logits are compared with the source's.
+        most_tokens: that a request has, prompt and answer together.
         on_step: told what is being opened now.
     """
+    room = max(most_tokens, *map(len, prompts)) + 1
     engines: dict[str, TokenEngine] = {}
     absent: list[Absent] = []
     reference: list[np.ndarray] = []
@@ -99,7 +129,7 @@ def open_decoders(
             absent.append(Absent(peer.name, f"not installed (pip install {' '.join(missing)})"))
             continue
         try:
-            label, engine = _open(peer, load_source, threads)
+            label, engine = _open(peer, load_source, threads, room)
             logits = [engine.logits(prompt) for prompt in prompts]
         except Exception as error:  # other libraries fail in any way; the others are compared all the same
             absent.append(Absent(peer.name, one_line(error)))
@@ -119,13 +149,18 @@ def open_decoders(
 def _missing(name: DecoderPeerName) -> tuple[str, ...]:
     if name == "torch":
         return missing_packages("torch")
-    return () if find_spec("onnxruntime_genai") is not None else ("onnxruntime-genai",)
+    module, package = _PACKAGES[name]
+    return () if find_spec(module) is not None else (package,)
 
 
-def _open(peer: DecoderPeer, load_source: Callable[[], Any], threads: int) -> tuple[str, TokenEngine]:
-    """The name and the engine of a peer; its library is imported only now."""
-    if peer.folder is not None:
-        return f"onnxruntime-genai {peer.folder.resolve().name}", GenaiDecoder(peer.folder, threads)
+def _open(peer: DecoderPeer, load_source: Callable[[], Any], threads: int, room: int) -> tuple[str, TokenEngine]:
+    """The name and the engine of a peer, with room for so many tokens; its library is imported only now."""
+    if peer.name == "onnxruntime-genai" and peer.model is not None:
+        return f"onnxruntime-genai {peer.model.resolve().name}", GenaiDecoder(peer.model, threads)
+    if peer.name == "openvino" and peer.model is not None:
+        return f"openvino {peer.model.resolve().name}", OpenvinoDecoder(peer.model, threads)
+    if peer.name == "llama-cpp" and peer.model is not None:
+        return f"llama.cpp {peer.model.stem}", LlamaCppDecoder(peer.model, threads, room)
     import torch
 
     from hfaccel.measure.peers.torch_decoder import TorchDecoder

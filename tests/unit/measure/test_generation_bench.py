@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -15,8 +17,11 @@ from hfaccel.measure.generation_bench import COLUMNS, GenerationRow, check_reque
 from hfaccel.measure.generation_plot import draw_generation, draw_ladder
 from hfaccel.measure.ladder import LadderRow, Rung, Share, columns, interpolation_weights, run_ladder
 from hfaccel.measure.peers.decoders import DecoderPeer, OpenDecoder, OpenDecoders, open_decoders, parse_decoder_peers
+from hfaccel.measure.peers.llama_cpp_decoder import LlamaCppDecoder
+from hfaccel.measure.peers.openvino_decoder import OpenvinoDecoder
 from hfaccel.measure.stopwatch import Stopwatch
 from hfaccel.measure.timing import Timing, compare
+from hfaccel.runtime.openvino_session import import_openvino
 
 
 class FakeClock:
@@ -116,7 +121,7 @@ def test_requests_longer_than_the_model_reads_are_refused():
         check_requests([Request(128, 100)], 192)
 
 
-@pytest.mark.parametrize("text", ["openvino", "torch=there", "genai"])
+@pytest.mark.parametrize("text", ["openvino-int8", "torch=there", "genai"])
 def test_unknown_peers_are_refused_with_what_to_write(text):
     with pytest.raises(UsageError, match="known peers: torch, onnxruntime-genai=FOLDER"):
         parse_decoder_peers(text)
@@ -133,13 +138,134 @@ def test_genai_needs_a_folder_of_its_own(tmp_path):
     assert parse_decoder_peers("") == ()
 
 
+def test_openvino_needs_a_folder_of_its_own(tmp_path):
+    with pytest.raises(UsageError, match="write openvino=FOLDER"):
+        parse_decoder_peers(f"openvino={tmp_path}")
+    (tmp_path / "openvino_model.xml").write_text("<net/>", encoding="utf-8")
+    assert parse_decoder_peers(f"openvino={tmp_path}") == (DecoderPeer("openvino", tmp_path),)
+
+
+TABLE = np.random.default_rng(0).normal(size=(10, 4)).astype(np.float32)
+
+
+def stateful_folder(folder):
+    """A model whose state is all it was told: logits are the sum of the rows of a table, one for each token so far."""
+    openvino = import_openvino()
+    from openvino import opset13 as operators
+    from openvino.op.util import Variable, VariableInfo
+
+    ids = operators.parameter([1, -1], np.int64, name="input_ids")
+    ids.output(0).set_names({"input_ids"})
+    rows = operators.gather(operators.constant(TABLE), ids, operators.constant(np.int64(0)))
+    info = VariableInfo()
+    info.data_shape, info.data_type, info.variable_id = openvino.PartialShape([1, -1, 4]), openvino.Type.f32, "seen"
+    variable = Variable(info)
+    nothing = operators.constant(np.zeros((1, 0, 4), dtype=np.float32))
+    seen = operators.concat([operators.read_value(nothing, variable), rows], 1)
+    logits = operators.reduce_sum(seen, operators.constant(np.array([1])), keep_dims=True)
+    logits.output(0).set_names({"logits"})
+    model = openvino.Model([operators.result(logits)], [operators.assign(seen, variable)], [ids], "stateful")
+    openvino.save_model(model, folder / "openvino_model.xml", compress_to_fp16=False)
+    return folder
+
+
+def test_openvino_steps_from_the_end_of_its_prompt_each_time(tmp_path):
+    engine = OpenvinoDecoder(stateful_folder(tmp_path), threads=1)
+    np.testing.assert_allclose(engine.logits([1, 2, 3]), TABLE[[1, 2, 3]].sum(axis=0), rtol=1e-5)
+    run = engine.write([1, 2], [3, 4])
+    engine.read([5, 6])()
+    for _ in range(2):
+        run()
+        np.testing.assert_allclose(engine._step(np.array([[7]])), TABLE[[1, 2, 3, 4, 7]].sum(axis=0), rtol=1e-5)
+    told = [int(TABLE[[8]].sum(axis=0).argmax())]
+    told.append(int(TABLE[[8, *told]].sum(axis=0).argmax()))
+    engine.answer([8], 3)()
+    np.testing.assert_allclose(engine._step(np.array([[0]])), TABLE[[8, *told, 0]].sum(axis=0), rtol=1e-5)
+
+
+def test_llama_cpp_needs_a_file(tmp_path):
+    for text in ("llama-cpp", f"llama-cpp={tmp_path}", f"llama-cpp={tmp_path / 'absent.gguf'}"):
+        with pytest.raises(UsageError, match=r"write llama-cpp=FILE\.gguf"):
+            parse_decoder_peers(text)
+    file = tmp_path / "model.gguf"
+    file.write_bytes(b"GGUF")
+    assert parse_decoder_peers(f"llama-cpp={file}") == (DecoderPeer("llama-cpp", file),)
+
+
+class LlamaLibrary:
+    """The part of llama-cpp-python that the adapter uses; its tokens are counted, and its logits say which were read."""
+
+    def __init__(self):
+        self.read = []
+        self.opened = None
+
+    def Llama(self, **options):
+        self.opened = options
+        self.input_ids, self.n_tokens, self.ctx = np.zeros(options["n_ctx"], dtype=np.intc), 0, None
+        return self
+
+    def reset(self):
+        self.n_tokens = 0
+
+    def eval(self, tokens):
+        self.input_ids[self.n_tokens : self.n_tokens + len(tokens)] = tokens  # an error where there is no room
+        self.n_tokens += len(tokens)
+        self.read.append(list(tokens))
+
+    def generate(self, tokens, *, temp, repeat_penalty, reset):
+        assert temp == 0.0
+        assert repeat_penalty == 1.0
+        assert reset
+        self.eval(tokens)
+        while True:
+            yield 7
+            self.eval([7])
+
+    def n_vocab(self):
+        return 3
+
+    def llama_get_logits_ith(self, _context, place):
+        assert place == -1
+        return (ctypes.c_float * 3)(*map(float, self.input_ids[self.n_tokens - 3 : self.n_tokens]))
+
+
+@pytest.fixture
+def llama(monkeypatch, tmp_path):
+    library = LlamaLibrary()
+    monkeypatch.setitem(sys.modules, "llama_cpp", library)
+    return library, LlamaCppDecoder(tmp_path / "model.gguf", threads=2, tokens=16)
+
+
+def test_llama_cpp_steps_over_an_answer_again_and_again(llama):
+    library, engine = llama
+    assert library.opened["n_threads"] == library.opened["n_threads_batch"] == 2
+    run = engine.write([1, 2, 3], [4, 5])
+    run()
+    run()
+    assert library.read == [[1, 2, 3], [4], [5], [4], [5]]  # the prompt is read once, and nothing piles up behind it
+    assert library.input_ids[:5].tolist() == [1, 2, 3, 4, 5]
+    engine.write([9, 2, 3], [4])()
+    assert library.read[-2:] == [[9, 2, 3], [4]]
+
+
+def test_llama_cpp_keeps_nothing_between_prompts_and_answers_as_long_as_asked(llama):
+    library, engine = llama
+    engine.read([1, 2, 3])()
+    engine.read([1, 2, 3])()
+    assert library.read == [[1, 2, 3], [1, 2, 3]]
+    library.read.clear()
+    engine.answer([1, 2], 4)()
+    assert library.read == [[1, 2], [7], [7], [7]]  # of the last token nothing is asked
+    np.testing.assert_array_equal(engine.logits([5, 6, 8]), np.array([5, 6, 8], dtype=np.float32))
+
+
 def test_peers_that_cannot_be_opened_say_so(tmp_path):
     def load():
         raise RuntimeError("no weights")
 
     own = FakeEngine(FakeClock(), 0.001)
     peers = (DecoderPeer("torch"), DecoderPeer("onnxruntime-genai", tmp_path))
-    opened = open_decoders(peers, own, load, threads=1, prompts=[[1, 2]])
+    opened = open_decoders(peers, own, load, threads=1, prompts=[[1, 2]], most_tokens=8)
     assert opened.peers == ()
     assert opened.artifact.likeness is None
     assert [item.name for item in opened.absent] == ["torch", "onnxruntime-genai"]
