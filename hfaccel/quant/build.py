@@ -227,7 +227,18 @@ def _write_per_tensor(rung: Rung, prepared: PreparedGraph, nodes: Sequence[str],
         else:
             _quantize_static(rung, source, nodes, prepared.ranges, output, weights=weights)
     shutil.rmtree(scratch, ignore_errors=True)
+    _put_in_order(output)
     return output
+
+
+def _put_in_order(path: Path) -> None:
+    """Sort a graph anew whose nodes have graphs of their own: onnxruntime's quantizers do not see what those read."""
+    import onnx_ir
+
+    model = load_graph(path)
+    if any(attribute.type == onnx_ir.AttributeType.GRAPH for node in model.graph for attribute in node.attributes.values()):
+        model.graph.sort()
+        onnx_ir.save(model, str(path))  # weights that lie in a file stay there
 
 
 def _write_per_token(rung: Rung, prepared: PreparedGraph, nodes: Sequence[str], folder: Path, *, weights: WeightFormat) -> Path:

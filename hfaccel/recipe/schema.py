@@ -23,7 +23,7 @@ RewriteName = Literal[
     "untie_head",
     "last_token_logits",
 ]
-FusionName = Literal["onnxruntime", "pack_gate_up"]
+FusionName = Literal["onnxruntime", "attention", "pack_gate_up"]
 GraphScope = Literal["optimized", "fused"]
 Objective = Literal["latency", "throughput", "size"]
 Part = Literal["head", "attention", "down"]

@@ -10,6 +10,7 @@ from hfaccel.rewrites.drop_empty_row_guard import drop_empty_row_guard
 from hfaccel.rewrites.drop_unused import drop_unused
 from hfaccel.rewrites.fold_attention_scale import fold_attention_scale
 from hfaccel.rewrites.fold_constants import fold_constants
+from hfaccel.rewrites.fuse_attention import fuse_attention
 from hfaccel.rewrites.last_layer_pooled_token import run_last_layer_for_pooled_token
 from hfaccel.rewrites.last_token_logits import last_token_logits
 from hfaccel.rewrites.merge_transposes import merge_transposes
@@ -40,5 +41,5 @@ REWRITES: Mapping[RewriteName, Rewrite] = {
     "untie_head": untie_head,
     "last_token_logits": last_token_logits,
 }
-FUSIONS: Mapping[FusionName, Rewrite] = {"pack_gate_up": pack_gate_up}
+FUSIONS: Mapping[FusionName, Rewrite] = {"attention": fuse_attention, "pack_gate_up": pack_gate_up}
 """Beside those of onnxruntime, which transformers makes."""

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from hfaccel.recipe.schema import Recipe
 
 NAME: StageName = "fuse"
-REVISION = 2
+REVISION = 3
 LIBRARIES = ("transformers", "onnx", "onnx-ir", "onnxscript")
 
 
@@ -74,6 +74,14 @@ def contract_problems(contract: Mapping[str, str], config: Mapping[str, Any], mo
     return problems
 
 
+def _operators(node: onnx_ir.Node) -> set[str]:
+    """Of a node and of the graphs inside of it."""
+    import onnx_ir
+
+    inner = (item.as_graph() for item in node.attributes.values() if item.type == onnx_ir.AttributeType.GRAPH)
+    return {node.op_type, *(each.op_type for graph in inner for each in graph)}
+
+
 def first_layer_without(operator: str, model: onnx_ir.Model) -> int | None:
     """Index of the first layer none of whose weights feeds a node sequence with ``operator``; None when it cannot be told.
 
@@ -86,7 +94,7 @@ def first_layer_without(operator: str, model: onnx_ir.Model) -> int | None:
             if match:
                 layer = int(match.group(1))
                 layers.add(layer)
-        if node.op_type == operator and layer >= 0:
+        if layer >= 0 and operator in _operators(node):
             fused.add(layer)
     missing = sorted(layers - fused)
     return missing[0] if missing else None

@@ -30,11 +30,9 @@ FALLBACK_FOLDER = "fallback"
 
 
 def float_graphs(ctx: StageContext) -> dict[GraphScope, Artifact]:
-    """The float graphs that the stages so far have made, the fused one last; a stage switched off has made none."""
-    graphs: dict[GraphScope, Artifact] = {"optimized": ctx.artifacts.get("optimize", ctx.artifacts["export"])}
-    if "fuse" in ctx.artifacts:
-        graphs["fused"] = ctx.artifacts["fuse"]
-    return graphs
+    """The float graphs that the stages so far have made; where a stage is switched off, that of the one before."""
+    optimized = ctx.artifacts.get("optimize", ctx.artifacts["export"])
+    return {"optimized": optimized, "fused": ctx.artifacts.get("fuse", optimized)}
 
 
 def _rung_of(name: str, ladder: Sequence[Rung]) -> Rung | None:

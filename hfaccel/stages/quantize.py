@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from hfaccel.recipe.targets import TargetProfile
 
 NAME: StageName = "quantize"
-REVISION = 16
+REVISION = 17
 LIBRARIES = ("onnx", "onnx-ir", "onnxruntime", "openvino", "tokenizers", "numpy")
 
 GRAPHS = "graphs"
@@ -66,8 +66,13 @@ def run(artifact: Artifact | None, ctx: StageContext) -> StageResult:
     graphs: dict[Rung, BuiltCandidate] = {}
     built = [_build(rung, made, parents, graphs, ctx) for rung, made in _rungs(parents, ctx)]
     shutil.rmtree(ctx.workdir / GRAPHS, ignore_errors=True)
+    different = {
+        parent.graph_path: scope for scope, parent in reversed(parents.items())
+    }  # one graph where a stage is switched off
     floats: dict[str, Entrant] = {
-        scope: Entrant(parent.graph_path, SessionSettings(), parent.size_bytes) for scope, parent in parents.items()
+        scope: Entrant(parent.graph_path, SessionSettings(), parent.size_bytes)
+        for scope, parent in parents.items()
+        if different[parent.graph_path] == scope
     }
     result = _race(floats, built, ctx)
     copy_graph(floats[result.parent].graph, ctx.workdir)
@@ -108,7 +113,7 @@ def _rungs(parents: Mapping[GraphScope, Artifact], ctx: StageContext) -> Iterato
     for number, rung in enumerate(ladder):
         ctx.progress.step(f"quantizing: {rung.name}")
         ctx.progress.advance(number, 2 * len(ladder))  # the second half is timing
-        if batches and rung.needs_statistics and rung.graph in parents and rung.graph not in statistics:
+        if batches and rung.needs_statistics and rung.graph not in statistics:
             statistics[rung.graph] = gather_statistics(parents[rung.graph].graph_path, batches, ctx.workdir / "scratch")
             # the search for a fallback asks again
             save_statistics(statistics[rung.graph], ctx.workdir / STATISTICS_FOLDER / f"{rung.graph}.npz")
@@ -167,16 +172,12 @@ def _build(
     refused = refusal(rung, ctx.recipe, ctx.target, on_target=ctx.on_target)
     if refused is not None:
         return replace(empty, reason=refused[0], detail=refused[1])
-    unfit = (
-        why_no_quantized_cache(load_graph(parents[rung.graph].graph_path)) if rung.cache_bits and rung.graph in parents else None
-    )
+    unfit = why_no_quantized_cache(load_graph(parents[rung.graph].graph_path)) if rung.cache_bits else None
     if unfit is not None:
         return replace(empty, reason="not-supported-by-model", detail=unfit)
     if rung.needs_calibration and not calibration.batches:
         detail = "static ranges, smoothing and outliers are measured on real text: give --calibration FILE or --data FILE"
         return replace(empty, reason="needs-calibration-data", detail=detail)
-    if rung.graph not in parents:
-        return replace(empty, reason="build-failed", detail=f"there is no {rung.graph} graph: the stage is switched off")
     if rung.rotate is True and not can_rotate(load_graph(parents[rung.graph].graph_path)):
         return replace(empty, reason="not-supported-by-model", detail=NOT_ROTATABLE)
     folder = ctx.workdir / "candidates" / rung.name

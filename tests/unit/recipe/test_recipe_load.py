@@ -9,6 +9,8 @@ from hfaccel.recipe.load import choose_recipe, list_recipes, load_recipe, recipe
 
 GENERIC = "encoder"
 PARENTS = ("encoder", "decoder", "encoder-decoder")
+ATTENTION_OF_THEIR_OWN = ("mpnet", "deberta-v2")
+"""Recipes of architectures whose attention no operator of onnxruntime computes, so that nothing is there to fuse."""
 NAMES = [path.stem for path in sorted(recipes_folder().glob("*.yaml"))]
 
 
@@ -33,8 +35,8 @@ def test_shipped_recipe_loads(name: str) -> None:
     if name not in PARENTS:
         assert resolved.recipe.extends in PARENTS
         assert resolved.recipe.model_types
-        assert resolved.recipe.fuse.contract
-        assert "contract:" in (recipes_folder() / f"{name}.yaml").read_text()
+        assert bool(resolved.recipe.fuse.contract) == (name not in ATTENTION_OF_THEIR_OWN)
+        assert ("contract:" in (recipes_folder() / f"{name}.yaml").read_text()) == (name not in ATTENTION_OF_THEIR_OWN)
 
 
 def test_each_model_type_has_one_recipe() -> None:
@@ -130,7 +132,7 @@ def test_unknown_key_of_a_rung_names_file_and_line(tmp_path: Path) -> None:
         ),
         (
             "quantize.ladder.19.name=a",
-            "--set: quantize.ladder.19: '19' is not an entry of the list, which has 12 entries (entries count from 0)",
+            "--set: quantize.ladder.19: '19' is not an entry of the list, which has 11 entries (entries count from 0)",
         ),
         ("seed.x=1", "--set: seed.x: 'seed' is a single value and has no key 'x'"),
         ("seed", "--set: 'seed' is not key.path=value (for example: --set quantize.precision=int8)"),

@@ -1,0 +1,144 @@
+"""Attention fused into one operator a layer answers as the source does, whatever is padded; other masks are left alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx_ir
+import pytest
+
+from hfaccel.api import SilentProgress
+from hfaccel.pipeline import compile_model
+from hfaccel.quant.build import CalibrationData, build_candidate, gather_statistics, prepare_graph, switched_graph
+from hfaccel.recipe.schema import Rung, WeightFormat
+from hfaccel.request import CompileRequest
+from hfaccel.rewrites.fuse_attention import fuse_attention
+from hfaccel.rewrites.graphs import load_graph, operator_counts, save_graph
+from hfaccel.runtime.session import GraphSession
+
+NOTHING = ("fuse.enabled=false", "quantize.enabled=false")
+
+
+@pytest.fixture(scope="module")
+def optimized(make_architecture: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Path of the optimized graph of an architecture."""
+    made: dict[str, Path] = {}
+
+    def make(model_type: str) -> Path:
+        if model_type not in made:
+            output = tmp_path_factory.mktemp("optimized") / model_type
+            compile_model(
+                CompileRequest(model=str(make_architecture(model_type)), output=output, overrides=NOTHING), SilentProgress()
+            )
+            made[model_type] = output / "model.onnx"
+        return made[model_type]
+
+    return make
+
+
+def fused(graph: Path, folder: Path) -> tuple[Path, int]:
+    model = load_graph(graph)
+    count = fuse_attention(model)
+    folder.mkdir()
+    return save_graph(model, folder), count
+
+
+def feeds_of(graph: GraphSession, mask: np.ndarray) -> dict[str, np.ndarray]:
+    ids = np.random.default_rng(mask.size).integers(5, 90, mask.shape)
+    given = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
+    return {name: given[name] for name in graph.input_names}
+
+
+MASKS = {
+    "one text": np.ones((1, 7), dtype=np.int64),
+    "texts of one length": np.ones((3, 9), dtype=np.int64),
+    "padding behind": np.tril(np.ones((5, 5), dtype=np.int64)),
+    "padding before": np.triu(np.ones((5, 5), dtype=np.int64)),
+    "a hole": np.array([[1, 1, 0, 1, 1, 0], [1, 1, 1, 1, 1, 1]]),
+}
+
+
+@pytest.mark.parametrize("model_type", ["bert", "distilbert", "xlm-roberta", "albert"])
+def test_answers_stay_what_they_were(model_type: str, optimized: Callable[[str], Path], tmp_path: Path) -> None:
+    before = optimized(model_type)
+    after, count = fused(before, tmp_path / "fused")
+    counts = operator_counts(load_graph(after))
+    assert count == counts["If"] == counts["MultiHeadAttention"] / 2 > 0
+    assert "Softmax" not in counts
+    old, new = GraphSession(before), GraphSession(after)
+    for what, mask in MASKS.items():
+        wanted, found = (graph.run(feeds_of(graph, mask)) for graph in (old, new))
+        for name, values in wanted.items():
+            there = mask == 1 if values.ndim == 3 and values.shape[:2] == mask.shape else np.ones(len(values), dtype=bool)
+            np.testing.assert_allclose(found[name][there], values[there], atol=1e-5, err_msg=f"{what}: {name}")
+
+
+@pytest.mark.parametrize("model_type", ["modernbert", "mpnet", "deberta-v2"])
+def test_attention_of_another_kind_is_left_alone(model_type: str, optimized: Callable[[str], Path], tmp_path: Path) -> None:
+    before = optimized(model_type)
+    after, count = fused(before, tmp_path / "fused")
+    assert count == 0
+    assert operator_counts(load_graph(after)) == operator_counts(load_graph(before))
+
+
+def test_a_mask_of_another_kind_is_left_alone(optimized: Callable[[str], Path], tmp_path: Path) -> None:
+    """Whatever adds something to the score of a token that counts is no mask of the padding."""
+    model = load_graph(optimized("bert"))
+    for node in list(model.graph):
+        if node.op_type == "Softmax":
+            scores = node.inputs[0]
+            assert scores is not None
+            add = scores.producer()
+            assert add is not None
+            mask = next(value for value in add.inputs if value is not None and value.producer().op_type != "MatMul")  # type: ignore[union-attr]
+            slope = onnx_ir.Value(name=f"{node.name}_slope", const_value=onnx_ir.tensor(np.float32(-0.5)))
+            model.graph.register_initializer(slope)
+            biased = onnx_ir.node("Add", [mask, slope], name=f"{node.name}_biased")
+            biased.outputs[0].name = f"{node.name}_biased_value"
+            model.graph.insert_before(add, biased)
+            add.replace_input_with(list(add.inputs).index(mask), biased.outputs[0])
+    assert fuse_attention(model) == 0
+
+
+@pytest.mark.parametrize("scheme", ["dynamic", "static", "per-token", "weight-only"])
+def test_a_fused_graph_is_quantized_and_searched_as_any_other(
+    scheme: str, optimized: Callable[[str], Path], tmp_path: Path
+) -> None:
+    graph, _ = fused(optimized("bert"), tmp_path / "fused")
+    session = GraphSession(graph)
+    batch = feeds_of(session, MASKS["padding behind"])
+    rung = Rung(name="one", scheme=scheme, graph="fused", smooth=0.5, outlier_neurons=2)  # type: ignore[arg-type]
+    calibration = CalibrationData([batch], gather_statistics(graph, [batch], tmp_path / "statistics"))
+    weights, folder = WeightFormat(unsigned=True), tmp_path / "out"
+    folder.mkdir()
+    built = build_candidate(rung, graph, calibration, weights=weights, folder=folder)
+    onnx_ir.to_proto(load_graph(built.path))
+    assert operator_counts(load_graph(built.path))["MultiHeadAttention"] > 0
+    prepared = prepare_graph(rung, graph, calibration, scratch=tmp_path / "scratch")
+    switched = switched_graph(rung, prepared, weights=weights, workdir=tmp_path / "switched")
+    exact = next(iter(session.run(batch).values()))
+    np.testing.assert_allclose(next(iter(switched.run(batch).values())), exact, atol=1e-4)
+    switched.switch_on(prepared.matmuls)
+    predicted, found = (next(iter(graph.run(batch).values())) for graph in (switched, GraphSession(built.path)))
+    assert np.linalg.norm(predicted - found) < 0.02 * np.linalg.norm(exact)
+
+
+def test_the_graph_that_ships_is_in_order(make_architecture: Callable[[str], Path], tmp_path: Path) -> None:
+    """onnxruntime's quantizers sort nodes without a look at what the graphs inside of them read."""
+    import onnx
+
+    texts = tmp_path / "texts.txt"
+    texts.write_text("\n".join(f"word{number} word{number + 1} word3" for number in range(40)) + "\n", encoding="utf-8")
+    overrides = (
+        "quantize.ladder=[{name: static, scheme: static, graph: fused}]",
+        "quantize.precision=int8",
+        "accuracy.min_agreement=0.1",
+        "accuracy.batch_invariance=0.1",
+    )
+    bert = str(make_architecture("bert"))
+    request = CompileRequest(bert, tmp_path / "out", target="cpu-arm-dotprod", data=str(texts), overrides=overrides)
+    compile_model(request, SilentProgress())
+    onnx.checker.check_model(str(tmp_path / "out" / "model.onnx"))
+    assert operator_counts(load_graph(tmp_path / "out" / "model.onnx"))["MultiHeadAttention"] > 0
