@@ -75,6 +75,11 @@ def gather_statistics(graph: Path, batches: Sequence[Feeds], workdir: Path) -> d
     return statistics
 
 
+def covers(statistics: Mapping[str, ActivationStatistics], graph: Path) -> bool:
+    """Whether statistics of another graph of the same model serve this one: exact rewrites keep the names of what they leave as it is."""
+    return statistics.keys() >= set(_activations(load_graph(graph)))
+
+
 @dataclass(frozen=True)
 class PreparedGraph:
     """A float graph after the exact rewrites of a rung, and what quantizing it needs.

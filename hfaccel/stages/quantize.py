@@ -16,7 +16,7 @@ from hfaccel.errors import HfaccelError
 from hfaccel.evaluate.cached_decoding import open_encoder_decoder
 from hfaccel.evaluate.parity import make_answer_inputs
 from hfaccel.measure.workload import Point, make_feeds
-from hfaccel.quant.build import BuiltCandidate, CalibrationData, build_candidate, gather_statistics
+from hfaccel.quant.build import BuiltCandidate, CalibrationData, build_candidate, covers, gather_statistics
 from hfaccel.quant.calibration import STATISTICS_FOLDER, save_statistics
 from hfaccel.quant.quantize_cache import why_no_quantized_cache
 from hfaccel.rewrites.graphs import GRAPH_NAME, copy_graph, graph_bytes, link_graph, load_graph
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from hfaccel.recipe.targets import TargetProfile
 
 NAME: StageName = "quantize"
-REVISION = 17
+REVISION = 18
 LIBRARIES = ("onnx", "onnx-ir", "onnxruntime", "openvino", "tokenizers", "numpy")
 
 GRAPHS = "graphs"
@@ -104,7 +104,7 @@ def run(artifact: Artifact | None, ctx: StageContext) -> StageResult:
 
 
 def _rungs(parents: Mapping[GraphScope, Artifact], ctx: StageContext) -> Iterator[tuple[Rung, CalibrationData]]:
-    """The ladder's rungs, each with what calibration found on its float graph; statistics are gathered once per graph."""
+    """The ladder's rungs, each with what calibration found on its float graph; statistics are gathered once for graphs of the same products."""
     batches = calibration_batches(ctx)
     statistics: dict[GraphScope, Mapping[str, ActivationStatistics]] = {}
     rungs = (rung.for_target(bf16=ctx.target.bf16) for rung in ctx.recipe.quantize.ladder)
@@ -113,8 +113,11 @@ def _rungs(parents: Mapping[GraphScope, Artifact], ctx: StageContext) -> Iterato
     for number, rung in enumerate(ladder):
         ctx.progress.step(f"quantizing: {rung.name}")
         ctx.progress.advance(number, 2 * len(ladder))  # the second half is timing
-        if batches and rung.needs_statistics and rung.graph not in statistics:
-            statistics[rung.graph] = gather_statistics(parents[rung.graph].graph_path, batches, ctx.workdir / "scratch")
+        competes = refusal(rung, ctx.recipe, ctx.target, on_target=ctx.on_target) is None
+        if batches and competes and rung.needs_statistics and rung.graph not in statistics:
+            graph = parents[rung.graph].graph_path
+            known = next((found for found in statistics.values() if covers(found, graph)), None)
+            statistics[rung.graph] = known or gather_statistics(graph, batches, ctx.workdir / "scratch")
             # the search for a fallback asks again
             save_statistics(statistics[rung.graph], ctx.workdir / STATISTICS_FOLDER / f"{rung.graph}.npz")
         yield rung, CalibrationData(batches, statistics.get(rung.graph, {}))

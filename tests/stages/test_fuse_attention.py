@@ -11,7 +11,7 @@ import pytest
 
 from hfaccel.api import SilentProgress
 from hfaccel.pipeline import compile_model
-from hfaccel.quant.build import CalibrationData, build_candidate, gather_statistics, prepare_graph, switched_graph
+from hfaccel.quant.build import CalibrationData, build_candidate, covers, gather_statistics, prepare_graph, switched_graph
 from hfaccel.recipe.schema import Rung, WeightFormat
 from hfaccel.request import CompileRequest
 from hfaccel.rewrites.fuse_attention import fuse_attention
@@ -123,6 +123,19 @@ def test_a_fused_graph_is_quantized_and_searched_as_any_other(
     switched.switch_on(prepared.matmuls)
     predicted, found = (next(iter(graph.run(batch).values())) for graph in (switched, GraphSession(built.path)))
     assert np.linalg.norm(predicted - found) < 0.02 * np.linalg.norm(exact)
+
+
+def test_what_calibration_found_before_serves_the_fused_graph(optimized: Callable[[str], Path], tmp_path: Path) -> None:
+    before = optimized("bert")
+    after, _ = fused(before, tmp_path / "fused")
+    batch = feeds_of(GraphSession(before), MASKS["padding behind"])
+    found = [gather_statistics(graph, [batch], tmp_path / "statistics") for graph in (before, after)]
+    assert covers(found[0], after)
+    assert covers(found[1], before)
+    assert found[0].keys() == found[1].keys()
+    for name, statistics in found[0].items():
+        np.testing.assert_allclose(found[1][name].range("minmax"), statistics.range("minmax"), atol=1e-4)
+    assert not covers(dict(list(found[0].items())[1:]), after)
 
 
 def test_the_graph_that_ships_is_in_order(make_architecture: Callable[[str], Path], tmp_path: Path) -> None:
