@@ -62,7 +62,8 @@ def bench(
             show_default=_DEFAULT_PEER,
             help="Engines to compare with, separated by commas: torch, torch-bf16, torch-compile, onnxruntime-default "
             "(quantize_dynamic), openvino, openvino-int8 (NNCF), ctranslate2 (int8). For text generation: torch, "
-            "onnxruntime-genai=FOLDER (a folder with genai_config.json), openvino=FOLDER (with openvino_model.xml), llama-cpp=FILE.gguf; for encoder-decoders: torch, ctranslate2. Empty: none. "
+            "onnxruntime-genai=FOLDER (a folder with genai_config.json), openvino=FOLDER (with openvino_model.xml), "
+            "llama-cpp=FILE.gguf; for encoder-decoders: torch, ctranslate2. Empty: none. "
             "What is not installed is said.",
         ),
     ] = None,
@@ -321,7 +322,7 @@ def _source_of(manifest: dict[str, Any]) -> str | None:
 
 
 def _threads(manifest: dict[str, Any]) -> int:
-    """Threads for all: as many as the compile was told, by default the physical cores; the artifact takes fewer where it found that better."""
+    """Threads for all: as many as the compile was told, else the physical cores; the artifact takes fewer where that was found better."""
     from hfaccel.runtime.cores import physical_cores
 
     wanted = manifest.get("recipe", {}).get("measure", {}).get("threads")

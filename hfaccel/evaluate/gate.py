@@ -172,11 +172,11 @@ def _exact_floor(metric: Metric, source: Floats, candidate: Floats, confidence: 
     if len(differing) >= FEW_DISCORDANT:
         return None
     once, sign = np.ones((1, count)), 1.0 if metric.higher_is_better else -1.0
-    costs = []
+    before, costs = metric.combine(source, once), []
     for example in differing:
         swapped = source.copy()
         swapped[example] = candidate[example]
-        costs.append(count * sign * float((metric.combine(source, once) - metric.combine(swapped, once))[0]))
+        costs.append(count * sign * float((before - metric.combine(swapped, once))[0]))
     worse = [cost for cost in costs if cost > 0]
     unseen = share_upper_bound(0, count, confidence=confidence)
     return max(unseen, share_upper_bound(len(worse), count, confidence=confidence) * max(worse, default=0.0))

@@ -18,9 +18,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hfaccel.quant.weight_only import DOMAIN
 from hfaccel.rewrites.drop_unused import drop_unused
-from hfaccel.rewrites.graphs import new_initializer, shared_initializer
+from hfaccel.rewrites.graphs import DOMAIN, new_initializer, shared_initializer
 from hfaccel.rewrites.rotate_residual import hadamard
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from hfaccel.quant.hqq import half_quadratic
 from hfaccel.quant.layers import part_of
 from hfaccel.quant.scheme import EXTERNAL_DATA_FROM_BYTES, embedding_lookups
 from hfaccel.rewrites.drop_unused import drop_unused
-from hfaccel.rewrites.graphs import GRAPH_NAME, new_initializer, save_graph, shared_initializer
+from hfaccel.rewrites.graphs import DOMAIN, GRAPH_NAME, new_initializer, save_graph, shared_initializer
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 Rounding = Callable[[str, np.ndarray, "Rung"], "BlockwiseWeight"]
 """Rounds the weight [in, out] of the MatMul of this name to the bits and blocks of a rung."""
-DOMAIN = "com.microsoft"
 INT8_ACTIVATIONS = 4
 """The accuracy level of ``MatMulNBits`` that computes in 8 bit; the default dequantizes and computes in float, far slower."""
 EMBEDDING_BITS = 8

@@ -83,8 +83,8 @@ class Rung(Section):
     Attributes:
         name: unique name, as reports show it.
         scheme: ``dynamic`` (activation ranges per call), ``static`` (calibrated ranges, QDQ), ``per-token`` (a scale for each token as
-            it comes, one for each output channel), ``weight-only`` (weights in blocks, activation ranges per token and block) or ``none`` (the float graph as it is, in another engine or with
-            other settings).
+            it comes, one for each output channel), ``weight-only`` (weights in blocks, activation ranges per token and block) or
+            ``none`` (the float graph as it is, in another engine or with other settings).
         graph: quantize the optimized (unfused) or the fused float graph.
         per_channel: one weight scale per output channel.
         smooth: move activation outliers into the weights before quantizing (SmoothQuant); exact in float, so any scheme may

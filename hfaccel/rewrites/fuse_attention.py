@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hfaccel.rewrites.graphs import shared_initializer
+from hfaccel.rewrites.drop_unused import drop_unused
+from hfaccel.rewrites.graphs import DOMAIN, new_initializer
 from hfaccel.rewrites.probe import ancestors, reads_more_than_shapes, run_part
 
 if TYPE_CHECKING:
     import onnx_ir
 
-DOMAIN = "com.microsoft"
-OPERATOR = "MultiHeadAttention"
+_OPERATOR = "MultiHeadAttention"
 _LENGTH = 1100
 """Tokens; windows of local attention are some hundred wide."""
 _NEVER = float(np.finfo(np.float32).min)
@@ -54,24 +54,19 @@ class _Attention:
 
 def fuse_attention(model: onnx_ir.Model) -> int:
     """Fuse every attention of this form whose mask is that of the padding; returns their number."""
-    from hfaccel.rewrites.drop_unused import drop_unused
-
     mask = next((value for value in model.graph.inputs if value.name == "attention_mask"), None)
-    found = [_attention(node) for node in model.graph if node.op_type == "Softmax"] if mask is not None else []
-    verdicts: dict[onnx_ir.Value, bool] = {}
-    fused = 0
-    for attention in found:
-        if attention is None or mask is None:
-            continue
-        if attention.mask not in verdicts:
-            verdicts[attention.mask] = _masks_padding_only(model, attention.mask, mask)
-        if verdicts[attention.mask]:
-            _fuse(model, attention, mask)
-            fused += 1
-    if fused:
+    found = [item for node in model.graph if node.op_type == "Softmax" and (item := _attention(node)) is not None]
+    if mask is None:
+        return 0
+    of_padding = {added: _masks_padding_only(model, added, mask) for added in {item.mask for item in found}}
+    attentions = [item for item in found if of_padding[item.mask]]
+    if attentions:
+        padding, complete = _conditions(model, mask)
+        for attention in attentions:
+            _fuse(model, attention, padding, complete)
         model.graph.opset_imports[DOMAIN] = 1
         drop_unused(model)
-    return fused
+    return len(attentions)
 
 
 def _attention(softmax: onnx_ir.Node) -> _Attention | None:
@@ -79,24 +74,22 @@ def _attention(softmax: onnx_ir.Node) -> _Attention | None:
     add = _producer(softmax.inputs[0], "Add")
     if add is None or softmax.attributes.get_int("axis", -1) != -1:
         return None
-    sides = list(add.inputs)
-    products = [_producer(side, "MatMul") for side in sides]
-    scores = next((node for node in products if node is not None), None)
-    mix, last = _reader(softmax, "MatMul", position=0), None
-    if mix is not None:
-        last = _reader(mix, "Transpose", position=0)
-    end = _reader(last, "Reshape", position=0) if last is not None and _axes(last) == _PARTS else None
-    if scores is None or mix is None or end is None or any(_users(node) != 1 for node in (add, scores, softmax, mix)):
+    scores, mask = next(
+        ((node, other) for side, other in (add.inputs, add.inputs[::-1]) if (node := _producer(side, "MatMul")) is not None),
+        (None, None),
+    )
+    mix = _reader(softmax, "MatMul")
+    last = _reader(mix, "Transpose")
+    end = _reader(last, "Reshape")
+    if scores is None or mask is None or mix is None or last is None or end is None or _axes(last) != _PARTS:
         return None
-    masks = [side for side, node in zip(sides, products, strict=True) if node is not scores]
-    query, key, value = scores.inputs[0], scores.inputs[1], mix.inputs[1]
-    split = [_split(item, axes) for item, axes in ((query, _PARTS), (key, _KEYS), (value, _PARTS))]
-    if len(masks) != 1 or masks[0] is None or any(item is None for item in split):
+    if any(len(tuple(node.outputs[0].uses())) != 1 for node in (scores, add)):
+        return None  # others look at the scores too
+    factors = ((scores.inputs[0], _PARTS), (scores.inputs[1], _KEYS), (mix.inputs[1], _PARTS))
+    split = [part for value, axes in factors if (part := _split(value, axes)) is not None]
+    if len(split) != len(factors) or len({heads for _, heads in split}) != 1:
         return None
-    heads = {item[1] for item in split if item is not None}
-    if len(heads) != 1:
-        return None
-    return _Attention(tuple(item[0] for item in split if item is not None), masks[0], heads.pop(), end)
+    return _Attention(tuple(part for part, _ in split), mask, split[0][1], end)
 
 
 def _split(value: onnx_ir.Value | None, axes: tuple[int, ...]) -> tuple[onnx_ir.Value, int] | None:
@@ -110,20 +103,20 @@ def _split(value: onnx_ir.Value | None, axes: tuple[int, ...]) -> tuple[onnx_ir.
     if parted is None or len(parted) != 4:
         return None
     heads, size = parted[2], parted[3]
-    fits = isinstance(heads, int) and isinstance(size, int) and isinstance(width, int) and heads * size == width
-    return (source, heads) if fits and isinstance(heads, int) else None
+    if not (isinstance(heads, int) and isinstance(size, int) and isinstance(width, int)) or heads * size != width:
+        return None
+    return source, heads
 
 
-def _fuse(model: onnx_ir.Model, attention: _Attention, mask: onnx_ir.Value) -> None:
+def _fuse(model: onnx_ir.Model, attention: _Attention, padding: onnx_ir.Value, complete: onnx_ir.Value) -> None:
     import onnx_ir
 
-    padding, complete = _conditions(model, mask)
     end, name = attention.end, attention.end.name or ""
     before = end.outputs[0]
     settings = {"num_heads": attention.heads, "scale": 1.0, "mask_filter_value": _NEVER}
 
     def branch(what: str, *more: onnx_ir.Value | None) -> onnx_ir.Graph:
-        node = onnx_ir.node(OPERATOR, [*attention.parts, *more], settings, domain=DOMAIN, name=f"{name}_{what}")
+        node = onnx_ir.node(_OPERATOR, [*attention.parts, *more], settings, domain=DOMAIN, name=f"{name}_{what}")
         result = node.outputs[0]
         result.name, result.type, result.shape = f"{before.name}_{what}", before.type, before.shape
         return onnx_ir.Graph([], [result], nodes=[node], name=f"{name}_{what}_graph")
@@ -136,20 +129,16 @@ def _fuse(model: onnx_ir.Model, attention: _Attention, mask: onnx_ir.Value) -> N
     result = made.outputs[0]
     result.type, result.shape = before.type, before.shape
     model.graph.insert_before(end, made)
-    before_name = before.name
     before.replace_all_uses_with(result, replace_graph_outputs=True)
     model.graph.remove(end, safe=True)
-    result.name = before_name
+    result.name = before.name
 
 
 def _conditions(model: onnx_ir.Model, mask: onnx_ir.Value) -> tuple[onnx_ir.Value, onnx_ir.Value]:
-    """The mask as the operator reads it, int32 [batch, sequence], and whether every token counts; made once for all layers."""
+    """The mask as the operator reads it, int32 [batch, sequence], and whether every token counts."""
     import onnx_ir
 
-    for node in model.graph:
-        if node.name == "attention_complete":
-            return _named(model, "attention_padding"), node.outputs[0]
-    axes = shared_initializer(model, "attention_axes", np.array([0, 1], dtype=np.int64))
+    axes = new_initializer(model, "attention_axes", np.array([0, 1], dtype=np.int64))
     padding = onnx_ir.node("Cast", [mask], {"to": onnx_ir.DataType.INT32}, name="attention_padding")
     least = onnx_ir.node("ReduceMin", [mask, axes], {"keepdims": 0}, name="attention_least")
     complete = onnx_ir.node("Cast", [least.outputs[0]], {"to": onnx_ir.DataType.BOOL}, name="attention_complete")
@@ -157,10 +146,6 @@ def _conditions(model: onnx_ir.Model, mask: onnx_ir.Value) -> tuple[onnx_ir.Valu
         node.outputs[0].name = f"{node.name}_value"
     model.graph.insert_before(model.graph[0], [padding, least, complete])
     return padding.outputs[0], complete.outputs[0]
-
-
-def _named(model: onnx_ir.Model, name: str) -> onnx_ir.Value:
-    return next(node.outputs[0] for node in model.graph if node.name == name)
 
 
 def _masks_padding_only(model: onnx_ir.Model, added: onnx_ir.Value, mask: onnx_ir.Value) -> bool:
@@ -185,17 +170,13 @@ def _producer(value: onnx_ir.Value | None, operator: str) -> onnx_ir.Node | None
     return node if node is not None and node.op_type == operator and node.domain in ("", "ai.onnx") else None
 
 
-def _reader(node: onnx_ir.Node, operator: str, *, position: int) -> onnx_ir.Node | None:
+def _reader(node: onnx_ir.Node | None, operator: str, *, position: int = 0) -> onnx_ir.Node | None:
     """The one that reads what a node gives there, if it is the only one and such an operator."""
-    uses = list(node.outputs[0].uses())
-    if len(uses) != 1 or node.outputs[0].is_graph_output():
+    uses = list(node.outputs[0].uses()) if node is not None else []
+    if node is None or len(uses) != 1 or node.outputs[0].is_graph_output():
         return None
     reader, place = uses[0]
     return reader if reader.op_type == operator and place == position else None
-
-
-def _users(node: onnx_ir.Node) -> int:
-    return len(list(node.outputs[0].uses()))
 
 
 def _axes(transpose: onnx_ir.Node) -> tuple[int, ...]:

@@ -12,6 +12,8 @@ from hfaccel.runtime.generation.decoder import PROMPT_GRAPH_NAME
 if TYPE_CHECKING:
     import onnx_ir
 
+DOMAIN = "com.microsoft"
+"""Of onnxruntime's own operators."""
 GRAPH_NAME = "model.onnx"
 DATA_NAME = "model.onnx.data"
 PROMPT_DATA_NAME = f"{PROMPT_GRAPH_NAME}.data"

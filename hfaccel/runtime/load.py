@@ -28,11 +28,11 @@ def load(folder: str | Path, *, threads: int | None = None) -> Model | Generatio
 
     One that generates text has the method ``generate``, one that reads sound ``transcribe``; all others are called.
 
+    Where that engine is not installed onnxruntime runs the same graph, and an ``EngineFallbackWarning`` says so.
+
     Args:
         folder: that ``hfaccel compile`` made.
         threads: for the engine; None takes as many as the compile found best, at most the cores that this process may use.
-
-    Where that engine is not installed onnxruntime runs the same graph, and an ``EngineFallbackWarning`` says so.
 
     Raises:
         IntegrityError: the folder is no such folder, a newer version made it, or a file in it is missing or damaged.

@@ -66,13 +66,10 @@ def run(artifact: Artifact | None, ctx: StageContext) -> StageResult:
     graphs: dict[Rung, BuiltCandidate] = {}
     built = [_build(rung, made, parents, graphs, ctx) for rung, made in _rungs(parents, ctx)]
     shutil.rmtree(ctx.workdir / GRAPHS, ignore_errors=True)
-    different = {
-        parent.graph_path: scope for scope, parent in reversed(parents.items())
-    }  # one graph where a stage is switched off
     floats: dict[str, Entrant] = {
         scope: Entrant(parent.graph_path, SessionSettings(), parent.size_bytes)
         for scope, parent in parents.items()
-        if different[parent.graph_path] == scope
+        if scope == "optimized" or parent is not parents["optimized"]  # they are one where a stage is switched off
     }
     result = _race(floats, built, ctx)
     copy_graph(floats[result.parent].graph, ctx.workdir)

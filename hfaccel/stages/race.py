@@ -68,7 +68,7 @@ def quick_race(floats: Mapping[str, Entrant], candidates: Mapping[str, Entrant],
     """
     ctx.progress.step(f"timing the float graph{'s' if len(floats) > 1 else ''}: {', '.join(floats)}")
     timed = _time(floats, ctx, share=QUICK, min_rounds=QUICK_ROUNDS)
-    parent = min(floats, key=lambda name: _geometric_mean([times[name].p50 for times in timed.values()]))
+    parent = min(floats, key=lambda name: geometric_mean([times[name].p50 for times in timed.values()]))
     results = {name: _against(parent, name, timed) for name in floats}
     for group in _groups(floats[parent], candidates):
         ctx.progress.step(f"timing {', '.join(group)}")
@@ -125,7 +125,7 @@ def with_timings(candidate: Candidate, timings: tuple[PointTiming, ...], *, quic
         timings: by point.
         quick: they are of a quick race: only what is clearly slower is dropped.
     """
-    speedup = _geometric_mean([item.speedup for item in timings])
+    speedup = geometric_mean([item.speedup for item in timings])
     timed = replace(candidate, timings=timings, speedup=speedup, finalist=not quick)
     if is_faster(timings) or (quick and not is_slower(timings)):
         return timed
@@ -145,12 +145,12 @@ def timed_against(parent: Artifact, candidate: Candidate, ctx: StageContext) -> 
 
 def is_faster(timings: Sequence[PointTiming]) -> bool:
     """Whether the lower bound of the speed-up lies above 1 over the workload."""
-    return _geometric_mean([item.speedup_lower_bound for item in timings]) > 1.0
+    return geometric_mean([item.speedup_lower_bound for item in timings]) > 1.0
 
 
 def is_slower(timings: Sequence[PointTiming]) -> bool:
     """Whether even the upper bound of the speed-up lies at 1 or below."""
-    return _geometric_mean([item.speedup_upper_bound for item in timings]) <= 1.0
+    return geometric_mean([item.speedup_upper_bound for item in timings]) <= 1.0
 
 
 def _groups(parent: Entrant, candidates: Mapping[str, Entrant]) -> Iterator[dict[str, Entrant]]:
@@ -237,5 +237,6 @@ def _call(runner: Runner, feeds: Feeds) -> None:
     runner.run(feeds)
 
 
-def _geometric_mean(values: Sequence[float]) -> float:
+def geometric_mean(values: Sequence[float]) -> float:
+    """Of speed-ups or times over a workload; 1 of none."""
     return math.exp(sum(math.log(max(value, 1e-9)) for value in values) / len(values)) if values else 1.0

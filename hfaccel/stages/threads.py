@@ -6,12 +6,11 @@ often answered faster by four of them.
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from hfaccel.runtime.cores import physical_cores
-from hfaccel.stages.race import Entrant, is_slower, threads_race
+from hfaccel.stages.race import Entrant, geometric_mean, is_slower, threads_race
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -73,25 +72,19 @@ def halve_threads(cores: int, race: Race, *, last_point: bool) -> tuple[int, lis
         last_point: look at the workload's last point only.
     """
     best, trials = cores, list[ThreadTrial]()
+    points = slice(-1, None) if last_point else slice(None)
     while best > 1:
         fewer = best // 2
-        timings = race(best, fewer, False)
-        looked_at = timings[-1:] if last_point else timings
-        if not is_slower(looked_at):
-            timings = race(best, fewer, True)
-            looked_at = timings[-1:] if last_point else timings
-        trial = ThreadTrial(
-            fewer,
-            best,
-            round(_mean([item.speedup for item in looked_at]), 3),
-            round(_mean([item.speedup_lower_bound for item in looked_at]), 3),
+        timings = race(best, fewer, False)[points]
+        if not is_slower(timings):
+            timings = race(best, fewer, True)[points]
+        speedup, bound = (
+            geometric_mean(values)
+            for values in ([item.speedup for item in timings], [item.speedup_lower_bound for item in timings])
         )
+        trial = ThreadTrial(fewer, best, round(speedup, 3), round(bound, 3))
         trials.append(trial)
         if trial.lower_bound < CLEARLY_FASTER:
             break
         best = fewer
     return best, trials
-
-
-def _mean(values: Sequence[float]) -> float:
-    return math.exp(sum(map(math.log, values)) / len(values))

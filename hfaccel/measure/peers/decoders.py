@@ -31,6 +31,11 @@ _PACKAGES: Mapping[DecoderPeerName, tuple[str, str]] = {
     "llama-cpp": ("llama_cpp", "llama-cpp-python"),
 }
 """The module of a peer, and what to install for it."""
+_FOLDERS: Mapping[DecoderPeerName, tuple[str, str]] = {
+    "onnxruntime-genai": (CONFIG_FILE, "its model builder"),
+    "openvino": (MODEL_FILE, "optimum-cli export openvino"),
+}
+"""Of peers that read a folder of their own: a file in it, and what makes it."""
 
 
 @dataclass(frozen=True)
@@ -77,17 +82,12 @@ def parse_decoder_peers(text: str) -> tuple[DecoderPeer, ...]:
 
 
 def _check_model(name: DecoderPeerName, model: str) -> None:
-    if name == "onnxruntime-genai" and not (Path(model) / CONFIG_FILE).is_file():
+    file, maker = _FOLDERS.get(name, (None, ""))
+    if file is not None and not (Path(model) / file).is_file():
         raise UsageError(
-            f"onnxruntime-genai needs a model folder of its own, and '{model}' has no {CONFIG_FILE}",
+            f"{name} needs a model folder of its own, and '{model}' has no {file}",
             where="--against",
-            hint="write onnxruntime-genai=FOLDER, with a folder that its model builder made from the same checkpoint",
-        )
-    if name == "openvino" and not (Path(model) / MODEL_FILE).is_file():
-        raise UsageError(
-            f"openvino needs a model folder of its own, and '{model}' has no {MODEL_FILE}",
-            where="--against",
-            hint="write openvino=FOLDER, with a folder that optimum-cli export openvino made from the same checkpoint",
+            hint=f"write {name}=FOLDER, with a folder that {maker} made from the same checkpoint",
         )
     if name == "llama-cpp" and not Path(model).is_file():
         raise UsageError(
