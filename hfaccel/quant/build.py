@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 import shutil
-import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from hfaccel.errors import RecipeError
 from hfaccel.quant.calibration import ActivationStatistics, Feeds, observe
 from hfaccel.quant.gptq import store_compensated, store_nearest
+from hfaccel.quant.integer_products import store_dynamic, store_portable, store_static
 from hfaccel.quant.layers import part_of
 from hfaccel.quant.methods import MOMENT_ROUNDINGS, scale_first
 from hfaccel.quant.more_bits import float_weights, write_with_eight_bits
@@ -23,20 +19,21 @@ from hfaccel.quant.outlier_neurons import feed_forward_blocks, split_outlier_neu
 from hfaccel.quant.per_token import PerTokenTrips, store_per_token
 from hfaccel.quant.prompt_graph import write_prompt_graph
 from hfaccel.quant.quantize_cache import quantize_cache
-from hfaccel.quant.scheme import EXTERNAL_DATA_FROM_BYTES, embedding_lookups, matmul_sites
+from hfaccel.quant.scheme import matmul_sites
 from hfaccel.quant.sensitivity import rank_by_sensitivity
 from hfaccel.quant.smooth import smooth_activations
 from hfaccel.quant.switches import EightBitTrips, RoundTrips, SwitchedGraph
 from hfaccel.quant.weight_only import BlockwiseTrips, quantize_tables, save_compact, store_in_blocks, write_weight_only
+from hfaccel.recipe.schema import WeightFormat
 from hfaccel.rewrites.drop_unused import drop_unused
-from hfaccel.rewrites.graphs import GRAPH_NAME, load_graph, save_graph
+from hfaccel.rewrites.graphs import load_graph
 from hfaccel.rewrites.rotate_residual import NOT_ROTATABLE, rotate_residual
 from hfaccel.rewrites.split_encoder_decoder import decoder_nodes
 
 if TYPE_CHECKING:
     import onnx_ir
 
-    from hfaccel.recipe.schema import Rung, WeightFormat
+    from hfaccel.recipe.schema import Rung
 
 SENSITIVITY_TEXTS = 4
 """Texts that the ranking is measured on: it runs the graph once per MatMul, and a handful already orders them."""
@@ -211,69 +208,50 @@ def quantize_graph(
             hint="leave the rung out of the ladder, the float graph competes anyway",
         )
     if rung.scheme == "weight-only":
-        path = _write_weight_only(rung, prepared, nodes, folder, saturates=weights.for_saturating_target)
+        path = _write_weight_only(rung, prepared, nodes, folder, weights=weights)
         return BuiltCandidate(path, tuple(nodes), tuple(kept_float), prepared.split)
-    if rung.scheme == "per-token":
-        output = _write_per_token(rung, prepared, nodes, folder, weights=weights)
-    else:
-        output = _write_per_tensor(rung, prepared, nodes, folder, weights=weights)
+    output = _write_integers(rung, prepared, nodes, folder, weights=weights)
     if blockwise:
         write_blocks(rung, output, blockwise, folder)
     return BuiltCandidate(output, (*nodes, *blockwise), tuple(kept_float), prepared.split)
 
 
-def _write_per_tensor(rung: Rung, prepared: PreparedGraph, nodes: Sequence[str], folder: Path, *, weights: WeightFormat) -> Path:
-    """Of the schemes dynamic and static: one scale for an activation, of each call or calibrated."""
-    output, scratch = folder / GRAPH_NAME, folder / "scratch"
-    source = _save_prepared(prepared.model, scratch)
-    with _quiet():
-        if prepared.ranges is None:
-            _quantize_dynamic(rung, source, nodes, output, weights=weights)
-        else:
-            _quantize_static(rung, source, nodes, prepared.ranges, output, weights=weights)
-    shutil.rmtree(scratch, ignore_errors=True)
-    _put_in_order(output)
-    return output
-
-
-def _put_in_order(path: Path) -> None:
-    """Sort a graph anew whose nodes have graphs of their own: onnxruntime's quantizers do not see what those read."""
-    import onnx_ir
-
-    model = load_graph(path)
-    if any(attribute.type == onnx_ir.AttributeType.GRAPH for node in model.graph for attribute in node.attributes.values()):
-        model.graph.sort()
-        onnx_ir.save(model, str(path))  # weights that lie in a file stay there
-
-
-def _write_per_token(rung: Rung, prepared: PreparedGraph, nodes: Sequence[str], folder: Path, *, weights: WeightFormat) -> Path:
+def _write_integers(rung: Rung, prepared: PreparedGraph, nodes: Sequence[str], folder: Path, *, weights: WeightFormat) -> Path:
+    """Of the schemes whose weights have one scale per channel, or one for all."""
     model = prepared.model.clone()
-    store_per_token(model, nodes, weights)
+    if rung.scheme == "per-token":
+        store_per_token(model, nodes, weights)
+    elif prepared.ranges is None:
+        store_dynamic(model, nodes, weights, per_channel=rung.per_channel)
+    else:
+        store = store_static if rung.engine == "onnxruntime" else store_portable
+        store(model, nodes, prepared.ranges, weights, per_channel=rung.per_channel)
     if rung.quantize_embeddings:
         quantize_tables(model, rung)
         drop_unused(model)
     return save_compact(model, folder)
 
 
-def _write_weight_only(rung: Rung, prepared: PreparedGraph, nodes: Sequence[str], folder: Path, *, saturates: bool) -> Path:
+def _write_weight_only(rung: Rung, prepared: PreparedGraph, nodes: Sequence[str], folder: Path, *, weights: WeightFormat) -> Path:
     in_channels = [name for name in nodes if name in prepared.in_channels]
     model, scratch = prepared.model, folder / "scratch"
     exact = float_weights(model, rung.eight_bit_matmuls)
+    channels = WeightFormat(sums_in_16_bits=weights.for_saturating_target)
     if rung.method in MOMENT_ROUNDINGS:
         model, method = model.clone(), MOMENT_ROUNDINGS[rung.method]
         batches = prepared.batches
         scale_first(rung, model, nodes, batches, workdir=scratch)
         exact = float_weights(model, rung.eight_bit_matmuls)
-        store_compensated(rung, model, nodes, batches, workdir=scratch, method=method, in_channels=in_channels)
+        store_compensated(rung, model, nodes, batches, workdir=scratch, method=method, in_channels=in_channels, weights=channels)
         shutil.rmtree(scratch, ignore_errors=True)
     elif in_channels:
         model = model.clone()
-        store_nearest(rung, model, in_channels, in_channels)
+        store_nearest(rung, model, in_channels, in_channels, channels)
     left = [node.name or "" for node in model.graph if node.name in nodes and node.op_type == "MatMul"]
     path = write_weight_only(rung, model, left, folder, own_data_file=rung.prompt_graph)
     if rung.prompt_graph:
         to_turn = [name for name in nodes if name in prepared.to_turn]
-        write_prompt_graph(path, in_channels, to_turn, saturates=saturates)
+        write_prompt_graph(path, in_channels, to_turn, channels)
     return write_with_eight_bits(path, exact, rung, folder) if exact else path
 
 
@@ -310,86 +288,3 @@ def first_texts(batches: Sequence[Feeds]) -> list[Feeds]:
 def _activations(model: onnx_ir.Model, nodes: Collection[str] | None = None) -> list[str]:
     names = [site.activation for site in matmul_sites(model) if nodes is None or site.node in nodes]
     return list(dict.fromkeys(names))
-
-
-def _save_prepared(model: onnx_ir.Model, folder: Path) -> Path:
-    """Write the float graph for onnxruntime's quantizers, which trip over shapes recorded for initializers."""
-    import onnx
-
-    folder.mkdir(parents=True, exist_ok=True)
-    path = save_graph(model, folder)
-    proto = onnx.load(str(path), load_external_data=False)
-    constants = {tensor.name for tensor in proto.graph.initializer}
-    kept = [info for info in proto.graph.value_info if info.name not in constants]
-    del proto.graph.value_info[:]
-    proto.graph.value_info.extend(kept)
-    onnx.save(proto, str(path))
-    return path
-
-
-def _quantize_dynamic(rung: Rung, source: Path, nodes: Sequence[str], output: Path, *, weights: WeightFormat) -> None:
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
-    operators = ["MatMul", *(["Gather"] if rung.quantize_embeddings else [])]
-    quantize_dynamic(
-        str(source),
-        str(output),
-        op_types_to_quantize=operators,
-        nodes_to_quantize=[*nodes, *(embedding_lookups(load_graph(source)) if rung.quantize_embeddings else [])],
-        per_channel=rung.per_channel,
-        reduce_range=weights.bits == 7,
-        weight_type=QuantType.QUInt8 if weights.unsigned else QuantType.QInt8,
-        use_external_data_format=_large(source),
-        extra_options={"MatMulConstBOnly": True, "WeightSymmetric": True},
-    )
-
-
-def _quantize_static(
-    rung: Rung,
-    source: Path,
-    nodes: Sequence[str],
-    ranges: Mapping[str, tuple[float, float]],
-    output: Path,
-    *,
-    weights: WeightFormat,
-) -> None:
-    """QDQ with the ranges that we observed ourselves (onnxruntime's calibrators keep every activation in memory)."""
-    import onnx
-    from onnxruntime.quantization import QuantType
-    from onnxruntime.quantization.calibrate import CalibrationMethod, TensorsData
-    from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
-
-    limits: dict[str, Any] = {
-        name: (np.array(low, dtype=np.float32), np.array(high, dtype=np.float32)) for name, (low, high) in ranges.items()
-    }
-    quantizer = QDQQuantizer(
-        onnx.load(str(source)),
-        rung.per_channel,
-        weights.bits == 7,
-        QuantType.QUInt8 if weights.unsigned else QuantType.QInt8,
-        QuantType.QUInt8,
-        TensorsData(CalibrationMethod.MinMax, limits),
-        list(nodes),
-        [],
-        ["MatMul"],
-        {"MatMulConstBOnly": True, "WeightSymmetric": True, "OpTypesToExcludeOutputQuantization": ["MatMul"]},
-    )
-    quantizer.quantize_model()
-    quantizer.model.save_model_to_file(str(output), _large(source))
-
-
-def _large(source: Path) -> bool:
-    return sum(path.stat().st_size for path in source.parent.iterdir() if path.is_file()) > EXTERNAL_DATA_FROM_BYTES
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """The quantizers log one line per tensor at level INFO and advise preprocessing that we did ourselves."""
-    previous = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(previous)

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from hfaccel.quant.channel_weight import LARGEST_PAIR, weight_scales
 from hfaccel.quant.clipping import clipped_grid, symmetric_grid
 from hfaccel.quant.layers import part_of
 from hfaccel.quant.moments import grouped, second_moments
+from hfaccel.quant.per_token import ZERO_LEVEL
 from hfaccel.quant.prompt_graph import in_blocks, round_channels
 from hfaccel.quant.weight_only import BlockwiseWeight, store_in_blocks
 from hfaccel.rewrites.last_token_logits import LAST_TOKEN
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     import onnx_ir
 
     from hfaccel.quant.calibration import Feeds
-    from hfaccel.recipe.schema import Rung
+    from hfaccel.recipe.schema import Rung, WeightFormat
 
 
 class MomentRounding(Protocol):
@@ -74,7 +76,33 @@ def compensated(
     return BlockwiseWeight(levels, np.ascontiguousarray(scales.T), zero_points, bits)
 
 
-def _round_in_order(left: np.ndarray, repair: np.ndarray, scales: np.ndarray, zeros: np.ndarray, highest: int) -> np.ndarray:
+def compensated_channels(weight: np.ndarray, moments: np.ndarray, weights: WeightFormat) -> BlockwiseWeight:
+    """Round a weight [in, out] to 8 bits in one block per channel, without zero points; other arguments as for :func:`compensated`.
+
+    Where sums must fit into 16 bits, a weight whose neighbour in its channel has been rounded goes no further than that leaves room for.
+    """
+    if not weights.sums_in_16_bits:
+        return compensated(weight, moments, bits=8, block_size=len(weight), symmetric=True)
+    exact, order = np.asarray(weight, dtype=np.float32), np.argsort(-np.diag(moments), kind="stable")
+    scales = np.broadcast_to(weight_scales(exact, weights), exact.shape)
+    zeros = np.full(exact.shape, ZERO_LEVEL, dtype=np.float32)
+    places = np.empty_like(order)
+    places[order] = np.arange(len(order))
+    neighbours = np.append(places, len(order))[np.minimum(order ^ 1, len(order))]
+    rounded = np.empty(exact.shape, dtype=np.uint8)
+    repair = _repair_matrix(moments[np.ix_(order, order)])
+    rounded[order] = _round_in_order(exact[order], repair, scales, zeros, 2**8 - 1, neighbours)
+    return BlockwiseWeight(np.ascontiguousarray(rounded.T)[:, None], np.ascontiguousarray(scales[:1].T), None, 8)
+
+
+def _round_in_order(
+    left: np.ndarray,
+    repair: np.ndarray,
+    scales: np.ndarray,
+    zeros: np.ndarray,
+    highest: int,
+    neighbours: np.ndarray | None = None,
+) -> np.ndarray:
     """Levels uint8 [in, out] of a weight [in, out], one input after the other; ``left`` is used up.
 
     Args:
@@ -83,6 +111,7 @@ def _round_in_order(left: np.ndarray, repair: np.ndarray, scales: np.ndarray, ze
         scales: of each input [in, out].
         zeros: of each input [in, out].
         highest: level.
+        neighbours: of each input the place of the one whose product is added to its own in 16 bits; None if no sum saturates.
     """
     inputs = len(left)
     rounded = np.empty(left.shape, dtype=np.uint8)
@@ -91,12 +120,23 @@ def _round_in_order(left: np.ndarray, repair: np.ndarray, scales: np.ndarray, ze
         part, errors = left[start:stop].copy(), np.empty((stop - start, left.shape[1]), dtype=np.float32)
         for place in range(stop - start):
             row = start + place
-            level = np.clip(np.rint(part[place] / scales[row]) + zeros[row], 0, highest)
+            lowest, most = (0, highest) if neighbours is None else _room(rounded, neighbours[row], row, highest)
+            level = np.clip(np.rint(part[place] / scales[row]) + zeros[row], lowest, most)
             rounded[row] = level
             errors[place] = (part[place] - (level - zeros[row]) * scales[row]) / repair[row, row]
             part[place + 1 :] -= repair[row, row + 1 : stop, None] * errors[place]
         left[stop:] -= repair[start:stop, stop:].T @ errors
     return rounded
+
+
+def _room(rounded: np.ndarray, neighbour: int, row: int, highest: int) -> tuple[np.ndarray | int, np.ndarray | int]:
+    """Lowest and highest level [out] that the neighbour leaves to an input, where it is rounded already."""
+    if neighbour >= row:
+        return 0, highest
+    beside = rounded[neighbour].astype(np.int16) - ZERO_LEVEL
+    return np.maximum(0, ZERO_LEVEL - LARGEST_PAIR - np.minimum(beside, 0)), np.minimum(
+        highest, ZERO_LEVEL + LARGEST_PAIR - np.maximum(beside, 0)
+    )
 
 
 def store_compensated(
@@ -108,6 +148,7 @@ def store_compensated(
     workdir: Path,
     method: MomentRounding = compensated,
     in_channels: Collection[str] = (),
+    weights: WeightFormat,
 ) -> None:
     """Make the named MatMuls ``MatMulNBits`` in place, rounded by a method that looks at the moments of their activations.
 
@@ -122,12 +163,13 @@ def store_compensated(
         workdir: for graphs on the way.
         method: rounds one weight.
         in_channels: those of the names whose every channel has one scale, and 8 bits.
+        weights: how these are stored.
     """
     if rung.weight_only_bits == 8:
         batches = _some(batches)
     exact_enough = [node.name or "" for node in model.graph if node.name in names and _has_eight_bits(node, rung)]
     products = [node for node in model.graph if node.name in names and node.name not in exact_enough]
-    store_nearest(rung, model, exact_enough, in_channels)
+    store_nearest(rung, model, exact_enough, in_channels, weights)
     reads = {node.name or "": _activation(node) for node in products}
     widths = {reads[node.name or ""]: _width(node) for node in products}
     for group in grouped(widths):
@@ -137,7 +179,7 @@ def store_compensated(
         def rounding(name: str, weight: np.ndarray, own: Rung, moments: dict[str, np.ndarray] = moments) -> BlockwiseWeight:
             seen, bits, size = moments[reads[name]], own.weight_only_bits, own.block_size
             if name in in_channels:
-                return in_blocks(compensated(weight, seen, bits=bits, block_size=len(weight), symmetric=True), size)
+                return in_blocks(compensated_channels(weight, seen, weights), size)
             if own.symmetric:
                 return compensated(weight, seen, bits=bits, block_size=size, symmetric=True)
             return method(weight, seen, bits=bits, block_size=size)
@@ -145,11 +187,13 @@ def store_compensated(
         store_in_blocks(rung, model, chosen, rounding)
 
 
-def store_nearest(rung: Rung, model: onnx_ir.Model, names: Collection[str], in_channels: Collection[str]) -> None:
+def store_nearest(
+    rung: Rung, model: onnx_ir.Model, names: Collection[str], in_channels: Collection[str], weights: WeightFormat
+) -> None:
     """Make the named MatMuls ``MatMulNBits`` in place, rounded to the nearest; those ``in_channels`` with one scale per channel."""
     store_in_blocks(rung, model, [name for name in names if name not in in_channels])
     chosen = [name for name in names if name in in_channels]
-    store_in_blocks(rung, model, chosen, lambda _name, weight, own: round_channels(weight, own.block_size))
+    store_in_blocks(rung, model, chosen, lambda _name, weight, own: round_channels(weight, own.block_size, weights))
 
 
 def _some(batches: Sequence[Feeds]) -> Sequence[Feeds]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hfaccel.quant.calibration import ActivationStatistics
-from hfaccel.quant.scheme import matmul_sites
+from hfaccel.quant.scheme import bias_after, matmul_sites
 from hfaccel.rewrites.graphs import new_initializer
 
 if TYPE_CHECKING:
@@ -91,7 +91,9 @@ def _split(model: onnx_ir.Model, block: FeedForward, outliers: np.ndarray, other
     bias = _constant(block.bias.inputs[bias_position])
     name = block.down.name
 
-    result = block.down.outputs[0]
+    biased = bias_after(block.down)
+    last = biased[0] if biased is not None else block.down  # a bias stays beside its product, where kernels add it on the way
+    result = last.outputs[0]
     readers = list(result.uses())
     small = [
         new_initializer(model, f"{name}_outlier_up_weight", up_weight[:, outliers]),
@@ -109,7 +111,7 @@ def _split(model: onnx_ir.Model, block: FeedForward, outliers: np.ndarray, other
     for node in (up, add, activation, down, total):
         node.outputs[0].name, node.outputs[0].type = f"{node.name}_value", result.type
     total.outputs[0].shape = result.shape
-    model.graph.insert_after(block.down, [up, add, activation, down, total])
+    model.graph.insert_after(last, [up, add, activation, down, total])
     for reader, position in readers:
         reader.replace_input_with(position, total.outputs[0])
 

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hfaccel.quant.channel_weight import ChannelWeight
 from hfaccel.rewrites.drop_unused import drop_unused
-from hfaccel.rewrites.graphs import DOMAIN, new_initializer, shared_initializer
+from hfaccel.rewrites.graphs import DOMAIN, new_initializer, shared_initializer, take_over
 from hfaccel.rewrites.rotate_residual import hadamard
 
 if TYPE_CHECKING:
@@ -34,30 +35,6 @@ ZERO_LEVEL = 128
 LARGEST_GROUP = 64
 _SMALLEST_GROUP = 16
 """Fewer channels leave an outlier nearly as large as it was."""
-
-
-@dataclass(frozen=True)
-class ChannelWeight:
-    """A weight in 8 bit, or in 7, with one scale per output channel.
-
-    Attributes:
-        levels: uint8 [in, out], around 128.
-        scales: float32 [out].
-    """
-
-    levels: np.ndarray
-    scales: np.ndarray
-
-    @classmethod
-    def nearest(cls, weight: np.ndarray, bits: int = 8) -> ChannelWeight:
-        """A float weight [in, out] rounded to the nearest levels."""
-        largest = 2 ** (bits - 1) - 1
-        scales = np.maximum(np.abs(weight).max(axis=0), np.finfo(np.float32).tiny).astype(np.float32) / largest
-        return cls((np.rint(weight / scales) + ZERO_LEVEL).astype(np.uint8), scales)
-
-    def dequantized(self) -> np.ndarray:
-        """float32 [in, out]."""
-        return np.asarray((self.levels.astype(np.float32) - ZERO_LEVEL) * self.scales)
 
 
 def turning_group(inputs: int) -> int | None:
@@ -78,7 +55,7 @@ def store_per_token(model: onnx_ir.Model, names: Collection[str], weights: Weigh
 
     A weight that several of them share is stored once.
     """
-    products = PerTokenProducts(model, unsigned=weights.unsigned)
+    products = PerTokenProducts(model)
     stored: dict[str, tuple[onnx_ir.Value, onnx_ir.Value]] = {}
     for node in list(model.graph):
         if node.name not in names:
@@ -86,7 +63,7 @@ def store_per_token(model: onnx_ir.Model, names: Collection[str], weights: Weigh
         weight = node.inputs[1]
         assert weight is not None and weight.const_value is not None and weight.name is not None  # matmul_sites names only such
         if weight.name not in stored:
-            stored[weight.name] = products.constants(weight.name, ChannelWeight.nearest(weight.const_value.numpy(), weights.bits))
+            stored[weight.name] = products.constants(weight.name, ChannelWeight.nearest(weight.const_value.numpy(), weights))
         products.replace(node, *stored[weight.name], None)
     model.graph.opset_imports[DOMAIN] = 1
     drop_unused(model)
@@ -100,7 +77,7 @@ class PerTokenTrips:
 
     def weight(self, _matmul: str, weight: np.ndarray) -> np.ndarray:
         """A weight [in, out] to integers and back, in float32."""
-        return ChannelWeight.nearest(weight, self.weights.bits).dequantized()
+        return ChannelWeight.nearest(weight, self.weights).dequantized()
 
     def activation(self, model: onnx_ir.Model, matmul: onnx_ir.Node) -> list[onnx_ir.Node]:
         """Nodes that take an activation [..., in] to 8 bit per token and back."""
@@ -117,19 +94,16 @@ class PerTokenProducts:
 
     Args:
         model: the graph.
-        unsigned: weights are uint8 around 128, for kernels that saturate with signed ones; else int8.
     """
 
-    def __init__(self, model: onnx_ir.Model, *, unsigned: bool) -> None:
+    def __init__(self, model: onnx_ir.Model) -> None:
         self._model = model
-        self._unsigned = unsigned
         self._tokens: dict[tuple[str, int | None], tuple[onnx_ir.Value, onnx_ir.Value]] = {}
 
     def constants(self, name: str, weight: ChannelWeight) -> tuple[onnx_ir.Value, onnx_ir.Value]:
         """Constants for :meth:`replace`, of a weight that lies in no file yet."""
-        levels = weight.levels if self._unsigned else (weight.levels.astype(np.int16) - ZERO_LEVEL).astype(np.int8)
         return (
-            new_initializer(self._model, f"{name}_levels", np.ascontiguousarray(levels)),
+            new_initializer(self._model, f"{name}_levels", weight.levels),
             new_initializer(self._model, f"{name}_scales", weight.scales),
         )
 
@@ -138,7 +112,7 @@ class PerTokenProducts:
 
         Args:
             node: its first input is the activation [..., in]; it goes.
-            weight: uint8 or int8 [in, out], turned if there is a ``group``.
+            weight: int8 [in, out], turned if there is a ``group``.
             scales: float32 [out].
             group: channels of the activation that are turned together; None for none.
         """
@@ -152,14 +126,11 @@ class PerTokenProducts:
             self._model.graph.insert_before(node, chain.made)
         levels, largest = self._tokens[tokens]
         chain = _Chain(self._model, node.name or "")
-        zeros = [chain.zero_level] * (2 if self._unsigned else 1)
-        product = chain.add("MatMulIntegerToFloat", "levels_product", levels, weight, chain.step, scales, *zeros, domain=DOMAIN)
-        result, before = chain.add("Mul", "per_token", product, largest), node.outputs[0]
+        factors = levels, weight, chain.step, scales, chain.zero_level
+        product = chain.add("MatMulIntegerToFloat", "levels_product", *factors, domain=DOMAIN)
+        result = chain.add("Mul", "per_token", product, largest)
         self._model.graph.insert_before(node, chain.made)
-        name, result.type, result.shape = before.name, before.type, before.shape
-        before.replace_all_uses_with(result, replace_graph_outputs=True)
-        self._model.graph.remove(node, safe=True)
-        result.name = name  # it may be one of the graph's outputs
+        take_over(node, result)
 
 
 class _Chain:

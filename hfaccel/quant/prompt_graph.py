@@ -5,9 +5,6 @@ one scale per channel does one. What a norm gives after :mod:`hfaccel.rewrites.r
 products read the same file of weights, whose blocks then all have their channel's scale, and onnxruntime lays them out for either kernel
 when it opens the graph. All others but the head, which a prompt needs for its last token only, are turned
 (:mod:`hfaccel.quant.per_token`); their turned weights lie in a second file, as turning them when the graph is opened would take a gigabyte.
-
-Where products of unsigned activations with signed weights saturate (x86 without VNNI), weights stay unsigned: that kernel widens both to 16
-bits first. It is exact, a tenth slower than the saturating one, and still 1.4 times as fast as float on AVX2.
 """
 
 from __future__ import annotations
@@ -18,7 +15,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hfaccel.quant.per_token import ZERO_LEVEL, ChannelWeight, PerTokenProducts, turned, turning_group
+from hfaccel.quant.channel_weight import ChannelWeight
+from hfaccel.quant.per_token import ZERO_LEVEL, PerTokenProducts, turned, turning_group
 from hfaccel.quant.weight_only import BlockwiseWeight, read_blocks
 from hfaccel.rewrites.drop_unused import drop_unused
 from hfaccel.rewrites.graphs import PROMPT_DATA_NAME, load_graph, shared_initializer
@@ -27,11 +25,14 @@ from hfaccel.runtime.generation.decoder import PROMPT_GRAPH_NAME
 if TYPE_CHECKING:
     import onnx_ir
 
+    from hfaccel.recipe.schema import WeightFormat
 
-def round_channels(weight: np.ndarray, block_size: int) -> BlockwiseWeight:
+
+def round_channels(weight: np.ndarray, block_size: int, weights: WeightFormat) -> BlockwiseWeight:
     """Round a weight [in, out] to 8 bit with one scale per output channel, stored as if each block had its own."""
-    rounded = ChannelWeight.nearest(weight)
-    return in_blocks(BlockwiseWeight(rounded.levels.T[:, None], rounded.scales[:, None], None, 8), block_size)
+    rounded = ChannelWeight.nearest(weight, weights)
+    levels = (rounded.levels.T.astype(np.int16) + ZERO_LEVEL).astype(np.uint8)
+    return in_blocks(BlockwiseWeight(levels[:, None], rounded.scales[:, None], None, 8), block_size)
 
 
 def in_blocks(channels: BlockwiseWeight, block_size: int) -> BlockwiseWeight:
@@ -43,7 +44,7 @@ def in_blocks(channels: BlockwiseWeight, block_size: int) -> BlockwiseWeight:
     return BlockwiseWeight(levels.reshape(outputs, blocks, block_size), np.repeat(channels.scales, blocks, axis=1), None, 8)
 
 
-def write_prompt_graph(graph: Path, in_channels: Collection[str], to_turn: Collection[str], *, saturates: bool) -> Path:
+def write_prompt_graph(graph: Path, in_channels: Collection[str], to_turn: Collection[str], weights: WeightFormat) -> Path:
     """Write the graph for prompts beside a decoder's graph.
 
     Args:
@@ -51,19 +52,19 @@ def write_prompt_graph(graph: Path, in_channels: Collection[str], to_turn: Colle
         in_channels: of its ``MatMulNBits`` whose weights come from :func:`in_blocks` and whose activations need no turning.
         to_turn: those of 8 bit, without zero points, that are turned; where their inputs have no group to turn they stay as they are, like
             all that are named nowhere.
-        saturates: whether u8 x s8 products saturate on the target.
+        weights: how the turned ones are stored; those ``in_channels`` are as they are.
     """
     import onnx_ir
 
     model = load_graph(graph)
-    products = PerTokenProducts(model, unsigned=saturates)
+    products = PerTokenProducts(model)
     stored: list[onnx_ir.Value] = []
     for node in list(model.graph):
         if node.name in in_channels:
-            products.replace(node, *_channels_of_blocks(model, node, unsigned=saturates), None)
+            products.replace(node, *_channels_of_blocks(model, node), None)
         elif node.name in to_turn and (group := turning_group(node.attributes.get_int("K", 0))) is not None:
             weight = turned(read_blocks(node).dequantized(node.attributes.get_int("K", 0)), group)
-            constants = products.constants(f"{node.name}_turned", ChannelWeight.nearest(weight))
+            constants = products.constants(f"{node.name}_turned", ChannelWeight.nearest(weight, weights))
             products.replace(node, *constants, group)
             stored.append(constants[0])
     drop_unused(model)
@@ -83,7 +84,7 @@ def _store_beside(values: list[onnx_ir.Value], folder: Path) -> None:
             value.const_value = tensor
 
 
-def _channels_of_blocks(model: onnx_ir.Model, node: onnx_ir.Node, *, unsigned: bool) -> tuple[onnx_ir.Value, onnx_ir.Value]:
+def _channels_of_blocks(model: onnx_ir.Model, node: onnx_ir.Node) -> tuple[onnx_ir.Value, onnx_ir.Value]:
     """Weight [in, out] and scales [out], computed from the blocks when the graph is opened."""
     import onnx_ir
 
@@ -101,11 +102,9 @@ def _channels_of_blocks(model: onnx_ir.Model, node: onnx_ir.Node, *, unsigned: b
 
     levels = add("Reshape", "levels", blocks, integers(outputs, -1))
     used = add("Slice", "used", levels, integers(0), integers(inputs), integers(1))
-    if not unsigned:
-        zero = shared_initializer(model, "prompt_zero_level", np.array(ZERO_LEVEL, dtype=np.int32))
-        signed = add("Sub", "signed", add("Cast", "wide", used, to=onnx_ir.DataType.INT32), zero)
-        used = add("Cast", "narrow", signed, to=onnx_ir.DataType.INT8)
-    weight = add("Transpose", "weight", used)
+    zero = shared_initializer(model, "prompt_zero_level", np.array(ZERO_LEVEL, dtype=np.int32))
+    signed = add("Sub", "signed", add("Cast", "wide", used, to=onnx_ir.DataType.INT32), zero)
+    weight = add("Transpose", "weight", add("Cast", "narrow", signed, to=onnx_ir.DataType.INT8))
     scale = add("Reshape", "scale", add("Slice", "first", scales, integers(0), integers(1), integers(1)), integers(-1))
     model.graph.insert_before(node, made)
     return weight, scale

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from hfaccel.quant.channel_weight import ChannelWeight
+from hfaccel.quant.scheme import activation_grid
 from hfaccel.rewrites.graphs import new_initializer, save_graph
 from hfaccel.runtime.session import GraphSession
 
@@ -23,8 +25,6 @@ if TYPE_CHECKING:
     from hfaccel.recipe.schema import WeightFormat
 
 FLAGS = "quantize_flags"
-_ACTIVATION_LEVELS = 255
-_SMALLEST_SCALE = 1e-12
 
 
 class RoundTrips(Protocol):
@@ -56,11 +56,7 @@ class EightBitTrips:
 
     def weight(self, _matmul: str, weight: np.ndarray) -> np.ndarray:
         """See :meth:`RoundTrips.weight`; symmetric around zero."""
-        largest = np.abs(weight).max(axis=0) if self.per_channel else np.abs(weight).max()
-        highest = 2 ** (self.weights.bits - 1) - 1
-        # Unsigned levels reach from -128 to 127, and half a step more on either side is what they are stretched over.
-        scale = np.maximum(largest / (highest + 0.5 * self.weights.unsigned), _SMALLEST_SCALE)
-        return np.asarray(np.minimum(np.round(weight / scale), highest) * scale, dtype=np.float32)
+        return ChannelWeight.nearest(weight, self.weights, per_channel=self.per_channel).dequantized()
 
     def activation(self, model: onnx_ir.Model, matmul: onnx_ir.Node) -> list[onnx_ir.Node]:
         """See :meth:`RoundTrips.activation`."""
@@ -71,10 +67,8 @@ class EightBitTrips:
         if self.ranges is None:
             quantize = onnx_ir.node("DynamicQuantizeLinear", [activation], num_outputs=3, name=f"{name}_quantize")
             return [quantize, onnx_ir.node("DequantizeLinear", list(quantize.outputs), name=f"{name}_dequantize")]
-        low, high = self.ranges[activation.name or ""]
-        step = max((high - low) / _ACTIVATION_LEVELS, _SMALLEST_SCALE)
-        scale = new_initializer(model, f"{name}_scale", np.array(step, dtype=np.float32))
-        zero = new_initializer(model, f"{name}_zero", np.array(round(-low / step), dtype=np.uint8))
+        step, zero_level = activation_grid(*self.ranges[activation.name or ""])
+        scale, zero = new_initializer(model, f"{name}_scale", step), new_initializer(model, f"{name}_zero", zero_level)
         quantize = onnx_ir.node("QuantizeLinear", [activation, scale, zero], name=f"{name}_quantize")
         return [quantize, onnx_ir.node("DequantizeLinear", [quantize.outputs[0], scale, zero], name=f"{name}_dequantize")]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 from hfaccel.artifact.contract import Engine, GraphOptimization, InferencePrecision, Precision, SessionSettings
 
@@ -191,7 +191,8 @@ class Rung(Section):
 
     def quantization(self) -> Rung:
         """This rung with nothing but what makes its graph: rungs that differ in the rest share one graph."""
-        return Rung(**{**self.model_dump(exclude={*_SESSION_FIELDS, "objectives", "least_budget"}), "name": "any"})
+        others = _SESSION_FIELDS - {"engine"} if self.scheme == "static" else _SESSION_FIELDS  # each has operators of its own
+        return Rung(**{**self.model_dump(exclude={*others, "objectives", "least_budget"}), "name": "any"})
 
     def contradictions(self) -> tuple[tuple[str, str], ...]:
         """Fields that say something which the engine or the scheme of this rung cannot do, each with what is wrong."""
@@ -211,6 +212,8 @@ class Rung(Section):
             found += self._weight_only_contradictions()
         else:
             found += [(name, f"the scheme {self.scheme} has no blocks") for name in self._changed(_WEIGHT_ONLY_FIELDS)]
+        if self.scheme == "dynamic" and self.engine != "onnxruntime":
+            found.append(("engine", f"only onnxruntime has products with the range of each call, {self.engine} has none"))
         if self.scheme == "per-token":
             found += self._per_token_contradictions()
         return tuple(found)
@@ -255,20 +258,20 @@ _WEIGHT_ONLY_FIELDS = frozenset(
 
 @dataclass(frozen=True)
 class WeightFormat:
-    """How the schemes dynamic and static store a weight.
+    """How weights with one scale per channel, or one for all, are stored.
 
     Attributes:
         bits: 7 keeps sums of two u8 x s8 products inside 16 bits, at half the precision.
-        unsigned: 8 bits around 128. Where such products saturate the kernel for u8 x u8 widens first: it is exact, and a tenth slower.
+        sums_in_16_bits: scale weights of 8 bits so that the two of any pair fit as well (:mod:`hfaccel.quant.channel_weight`).
     """
 
     bits: Literal[7, 8] = 8
-    unsigned: bool = False
+    sums_in_16_bits: bool = False
 
     @property
     def for_saturating_target(self) -> bool:
         """Whether it was chosen because products with signed weights of 8 bits saturate."""
-        return self.unsigned or self.bits == 7
+        return self.sums_in_16_bits or self.bits == 7
 
 
 class QuantizeSection(Section):
@@ -279,7 +282,9 @@ class QuantizeSection(Section):
     weight_bits: Literal[7, 8] = Field(
         description="7 keeps u8 x s8 products from saturating on CPUs without VNNI, at a loss of precision"
     )
-    unsigned_weights: bool = Field(description="store weights unsigned: exact on CPUs without VNNI; set for such targets")
+    sums_in_16_bits: bool = Field(
+        description="scale weights so that no two u8 x s8 products exceed 16 bits, in which CPUs without VNNI add them; set for such targets"
+    )
     calibration_examples: int = Field(ge=8, le=4096)
     engines: tuple[Engine, ...] | Literal["auto"] = Field(
         description="engines that may compete; auto: onnxruntime, and where candidates are timed whatever else is installed"
@@ -292,16 +297,10 @@ class QuantizeSection(Section):
     )
     search_seconds: float = Field(gt=0, description="when the search ends with the best found so far")
 
-    @model_validator(mode="after")
-    def _one_remedy(self) -> QuantizeSection:
-        if self.unsigned_weights and self.weight_bits == 7:
-            raise ValueError("unsigned_weights need no 7 bits: weight_bits must be 8")
-        return self
-
     @property
     def weights(self) -> WeightFormat:
         """How weights are stored."""
-        return WeightFormat(self.weight_bits, self.unsigned_weights)
+        return WeightFormat(self.weight_bits, self.sums_in_16_bits)
 
 
 class AccuracySection(Section):

@@ -23,7 +23,7 @@ class TargetProfile:
         machine: instruction set family (``x86_64``, ``aarch64``); empty when any will do.
         features: CPU features that the profile requires, named as archspec names them.
         int8_dot: whether 8 bit dot products add up in 32 bit (VNNI, AMX, dotprod).
-        saturates: whether u8 x s8 products saturate in 16 bit, so that weights must be unsigned or have 7 bits.
+        saturates: whether u8 x s8 products saturate in 16 bit, so that weights must be scaled for that.
         bf16: whether bfloat16 matrix products run in hardware.
         provider: execution provider of onnxruntime.
     """
@@ -168,5 +168,5 @@ def adapt_recipe(recipe: Recipe, target: TargetProfile) -> tuple[Recipe, tuple[s
     quantize = recipe.quantize
     if not target.saturates or quantize.weights.for_saturating_target or not quantize.enabled:
         return recipe, ()
-    notice = f"target {target.name}: weights are unsigned, because 8 bit products with signed ones saturate on CPUs without VNNI"
-    return recipe.model_copy(update={"quantize": quantize.model_copy(update={"unsigned_weights": True})}), (notice,)
+    notice = f"target {target.name}: weights are scaled so that sums of 8 bit products fit into 16 bits, which CPUs without VNNI add them in"
+    return recipe.model_copy(update={"quantize": quantize.model_copy(update={"sums_in_16_bits": True})}), (notice,)

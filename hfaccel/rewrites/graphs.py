@@ -99,6 +99,16 @@ def shared_initializer(model: onnx_ir.Model, name: str, array: object) -> onnx_i
     return known if known is not None else new_initializer(model, name, array)
 
 
+def take_over(node: onnx_ir.Node, value: onnx_ir.Value) -> None:
+    """Remove a node of one result; ``value`` is read in its place and gets its name, type and shape."""
+    before = node.outputs[0]
+    name, value.type, value.shape = before.name, before.type, before.shape
+    before.replace_all_uses_with(value, replace_graph_outputs=True)
+    assert node.graph is not None  # it is in one
+    node.graph.remove(node, safe=True)
+    value.name = name  # it may be one of the graph's outputs
+
+
 def _forget_trace(model: onnx_ir.Model) -> None:
     """Drop exporter metadata (stack traces name local paths): the same model must give the same bytes everywhere."""
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import hfaccel
+from hfaccel.rewrites.graphs import load_graph, operator_counts
 from hfaccel.runtime.openvino_session import OpenVinoSession
 from hfaccel.runtime.session import GraphSession
 
@@ -20,6 +21,7 @@ OFF_TARGET = "cpu-arm-dotprod"
 STATIC = "scheme: static, graph: optimized, smooth: 0.75, outlier_neurons: 4"
 LADDER = (
     f"quantize.ladder=[{{name: static, {STATIC}}}, {{name: openvino-static, {STATIC}, engine: openvino}}, "
+    f"{{name: static-no-spinning, {STATIC}, allow_spinning: false}}, "
     "{name: openvino, scheme: none, graph: optimized, engine: openvino}, "
     "{name: openvino-bf16, scheme: none, graph: optimized, engine: openvino, inference_precision: bf16}]"
 )
@@ -48,11 +50,14 @@ def test_rungs_share_one_graph_and_untimed_float_graphs_do_not_ship(tiny_checkpo
     assert (told["openvino"]["quantized"], told["openvino"]["size_bytes"]) == (0, told["float"]["size_bytes"])
     assert told["openvino-static"]["quantized"] == told["static"]["quantized"] > 0
     assert told["openvino"]["verdict"]["passed"]
-    assert manifest["chosen"] in ("static", "openvino-static")
+    assert manifest["chosen"] in ("static", "static-no-spinning", "openvino-static")
     places = {(item["layer"], item["role"]) for item in told[manifest["chosen"]]["matmuls"]}
     assert places == {(layer, role) for layer in (0, 1) for role in ("query, key, value", "output", "up", "down")}
-    [folder] = Path(os.environ["HFACCEL_CACHE"]).glob("stages/*/artifact/candidates/openvino-static")
+    [folder] = Path(os.environ["HFACCEL_CACHE"]).glob("stages/*/artifact/candidates/static-no-spinning")
     assert os.path.samefile(folder / "model.onnx", folder.parent / "static" / "model.onnx")
+    ours, theirs = (operator_counts(load_graph(folder.parent / name / "model.onnx")) for name in ("static", "openvino-static"))
+    assert (ours["MatMulIntegerToFloat"], ours.get("DequantizeLinear", 0)) == (told["static"]["quantized"], 0)
+    assert theirs["DequantizeLinear"] > 0 == theirs.get("MatMulIntegerToFloat", 0)
     assert not (folder.parents[1] / "graphs").exists()
 
 
@@ -62,13 +67,14 @@ def test_a_folder_compiled_for_openvino_says_so_and_runs_in_it(tiny_checkpoint: 
     assert manifest["session"]["engine"] == "openvino"
     assert manifest["versions"]["openvino"]
     told = {item["name"]: item["reason"] for item in manifest["candidates"]}
-    assert told == {"openvino-static": None, "static": "engine-not-wanted", "float": "not-better-than-chosen"}
+    ours = dict.fromkeys(("static", "static-no-spinning"), "engine-not-wanted")
+    assert told == {"openvino-static": None, "float": "not-better-than-chosen", **ours}
     model = hfaccel.load(tmp_path / "out")
     assert isinstance(model.runner, OpenVinoSession)
     ids = np.array([[2, 9, 11, 3]])
     feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
-    ours = GraphSession(tmp_path / "out" / "model.onnx").run(feeds)["logits"]
-    np.testing.assert_allclose(model.runner.run(feeds)["logits"], ours, atol=0.05)
+    elsewhere = GraphSession(tmp_path / "out" / "model.onnx").run(feeds)["logits"]
+    np.testing.assert_allclose(model.runner.run(feeds)["logits"], elsewhere, atol=0.05)
 
 
 def test_by_default_another_engine_needs_a_measurement(tiny_checkpoint: Path, texts: Path, tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ def test_a_fused_graph_is_quantized_and_searched_as_any_other(
     batch = feeds_of(session, MASKS["padding behind"])
     rung = Rung(name="one", scheme=scheme, graph="fused", smooth=0.5, outlier_neurons=2)  # type: ignore[arg-type]
     calibration = CalibrationData([batch], gather_statistics(graph, [batch], tmp_path / "statistics"))
-    weights, folder = WeightFormat(unsigned=True), tmp_path / "out"
+    weights, folder = WeightFormat(sums_in_16_bits=True), tmp_path / "out"
     folder.mkdir()
     built = build_candidate(rung, graph, calibration, weights=weights, folder=folder)
     onnx_ir.to_proto(load_graph(built.path))

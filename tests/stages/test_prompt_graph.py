@@ -34,6 +34,8 @@ from hfaccel.stages.exporters import quiet_exporters
 WORDS, LAYERS, CHANNELS = 90, 2, 96
 CACHE = GenerationSettings(LAYERS, 2, 16, 64, WORDS, (), 0)
 OUTLIER = 5
+ANYWHERE = WeightFormat(sums_in_16_bits=True)
+"""Right on any processor that these tests may run on."""
 SIZES = {
     "vocab_size": WORDS,
     "hidden_size": CHANNELS,
@@ -145,7 +147,7 @@ def test_one_channel_is_spread_over_all(width: int) -> None:
 @settings(max_examples=30, deadline=None)
 def test_rounding_by_channel_is_within_half_a_step(inputs: int, outputs: int, seed: int) -> None:
     weight = np.random.default_rng(seed).normal(size=(inputs, outputs)).astype(np.float32)
-    stored = round_channels(weight, 64)
+    stored = round_channels(weight, 64, WeightFormat())
     assert (stored.scales == stored.scales[:, :1]).all()
     assert (np.abs(stored.dequantized(inputs) - weight) <= stored.scales[:, 0] * 0.501).all()
 
@@ -169,8 +171,7 @@ def folder(llama: Path, tmp_path_factory: pytest.TempPathFactory, request: pytes
         prompt_graph=True,
     )
     assert rung.contradictions() == ()
-    # Signed weights would saturate on processors without VNNI.
-    built = build_candidate(rung, llama, calibration(), weights=WeightFormat(unsigned=True), folder=made)
+    built = build_candidate(rung, llama, calibration(), weights=ANYWHERE, folder=made)
     assert built.path.with_name(PROMPT_GRAPH_NAME).is_file()
     return made
 
@@ -198,7 +199,7 @@ def test_a_stream_that_cannot_be_rotated_has_a_graph_for_prompts_too(model_type:
     (tmp_path / "made").mkdir()
     graph = make_graph(model_type, tmp_path)
     rung = Rung(name="any", scheme="weight-only", graph="fused", block_size=32, rotate="auto", prompt_graph=True)
-    built = build_candidate(rung, graph, calibration(), weights=WeightFormat(unsigned=True), folder=tmp_path / "made")
+    built = build_candidate(rung, graph, calibration(), weights=ANYWHERE, folder=tmp_path / "made")
     settings = replace(CACHE, key_value_heads=heads, context_length=1024)
     prompt = np.random.default_rng(1).integers(1, WORDS, 3 * PROMPT_TOKENS).tolist()
     ours, exact = (Decoder(path, SessionSettings(), settings).prefill([prompt]) for path in (built.path, graph))
@@ -244,8 +245,7 @@ def test_prompts_are_read_by_their_graph_and_steps_go_on_from_there(folder: Path
     np.testing.assert_array_equal(*short)  # too short to be worth it
 
 
-@pytest.mark.parametrize("saturates", [True, False])
-def test_weights_are_unsigned_where_products_of_the_target_saturate(saturates: bool, tmp_path: Path) -> None:
+def test_no_product_of_the_graph_for_prompts_saturates(tmp_path: Path) -> None:
     """The largest weights meet the largest activations: pairs of products of u8 x s8 are then more than 16 bits hold."""
     tokens, inputs, outputs = 3, 128, 32
     model = onnx_ir.Model(onnx_ir.Graph([], [], nodes=[], opset_imports={"": 20}, name="one"), ir_version=9)
@@ -258,15 +258,15 @@ def test_weights_are_unsigned_where_products_of_the_target_saturate(saturates: b
     model.graph.inputs.append(value)
     model.graph.outputs.extend(result.outputs)
     store_in_blocks(
-        Rung(name="eight", scheme="weight-only", graph="fused"), model, ["product"], lambda *_: round_channels(exact, 64)
+        Rung(name="eight", scheme="weight-only", graph="fused"),
+        model,
+        ["product"],
+        lambda *_: round_channels(exact, 64, ANYWHERE),
     )
     save_graph(model, tmp_path)
-    path = write_prompt_graph(tmp_path / "model.onnx", ["product"], [], saturates=saturates)
-    readers = [node for node in load_graph(path).graph if node.op_type == "MatMulIntegerToFloat"]
-    assert [len(node.inputs) for node in readers] == [6 if saturates else 5]
+    path = write_prompt_graph(tmp_path / "model.onnx", ["product"], [], ANYWHERE)
     activation = np.full((tokens, inputs), 3.0, dtype=np.float32)
-    if saturates:  # the other one is right on processors that add up in 32 bits
-        np.testing.assert_allclose(GraphSession(path).run({"x": activation})["y"], -activation @ exact, rtol=1e-3)
+    np.testing.assert_allclose(GraphSession(path).run({"x": activation})["y"], -activation @ exact, rtol=1e-2)
 
 
 def test_a_text_that_is_read_half_by_half_is_read_as_a_whole(llama: Path) -> None:

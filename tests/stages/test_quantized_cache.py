@@ -221,7 +221,7 @@ def test_it_goes_with_a_graph_for_prompts(llama: Way, tmp_path: Path) -> None:
         name="all", scheme="weight-only", graph="fused", block_size=64, rotate=True, prompt_graph=True, cache_bits=8
     )  # fmt: skip
     built = build_candidate(
-        rung, llama[32], CalibrationData(calibration(), {}), weights=WeightFormat(unsigned=True), folder=tmp_path
+        rung, llama[32], CalibrationData(calibration(), {}), weights=WeightFormat(sums_in_16_bits=True), folder=tmp_path
     )
     assert built.path.with_name(PROMPT_GRAPH_NAME).is_file()
     rows = prompts(3 * PROMPT_TOKENS, PROMPT_TOKENS)

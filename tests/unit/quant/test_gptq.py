@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hfaccel.quant.build import CalibrationData, build_candidate
-from hfaccel.quant.gptq import compensated
+from hfaccel.quant.channel_weight import LARGEST_PAIR, ChannelWeight, largest_pairs
+from hfaccel.quant.gptq import compensated, compensated_channels
 from hfaccel.quant.moments import MOST_BYTES, grouped, second_moments
 from hfaccel.quant.weight_only import quantize_weight
 from hfaccel.recipe.schema import Rung, WeightFormat
@@ -59,6 +60,20 @@ def test_without_zero_points_products_change_less_too(channels: int, seed: int, 
     assert made.zero_points is None
     own = rung(method="rtn", symmetric=True, weight_only_bits=bits, block_size=form[1] or 256)
     nearest = quantize_weight(weight, own).dequantized(channels)
+    assert product_error(weight, made.dequantized(channels), x[1000:]) < 0.7 * product_error(weight, nearest, x[1000:])
+
+
+@given(st.integers(40, 161), st.integers(0, 2**32 - 1))
+@settings(max_examples=20, deadline=None)
+def test_sums_that_must_fit_into_16_bits_do_and_products_change_less_all_the_same(channels: int, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    x = activations(2000, channels, random)
+    weight = random.normal(size=(channels, 48)).astype(np.float32)
+    bounded = WeightFormat(sums_in_16_bits=True)
+    made = compensated_channels(weight, x[:1000].T @ x[:1000] / 1000, bounded)
+    levels = made.levels[:, 0].T.astype(np.int16) - 128
+    assert largest_pairs(levels).max() <= LARGEST_PAIR
+    nearest = ChannelWeight.nearest(weight, bounded).dequantized()
     assert product_error(weight, made.dequantized(channels), x[1000:]) < 0.7 * product_error(weight, nearest, x[1000:])
 
 

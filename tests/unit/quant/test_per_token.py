@@ -10,16 +10,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hfaccel.quant.per_token import ChannelWeight, PerTokenProducts, store_per_token, turned, turning_group
+from hfaccel.quant.channel_weight import ChannelWeight
+from hfaccel.quant.per_token import PerTokenProducts, store_per_token, turned, turning_group
 from hfaccel.recipe.schema import WeightFormat
 from hfaccel.rewrites.graphs import new_initializer, save_graph
 from hfaccel.rewrites.rotate_residual import hadamard
 from hfaccel.runtime.session import GraphSession
 
 INPUTS, OUTPUTS = 192, 24
+ANYWHERE = WeightFormat(sums_in_16_bits=True)
+"""Right on any processor that these tests may run on."""
 
 
-def graph_of(weight: np.ndarray, folder: Path, *, group: int | None, unsigned: bool = True, products: int = 1) -> Path:
+def graph_of(weight: np.ndarray, folder: Path, *, group: int | None, products: int = 1) -> Path:
     """``y0``, ``y1``, ... = x times the weight, as per-token products."""
     folder.mkdir(exist_ok=True)
     inputs, outputs = weight.shape
@@ -27,13 +30,13 @@ def graph_of(weight: np.ndarray, folder: Path, *, group: int | None, unsigned: b
     value = onnx_ir.val("x", onnx_ir.DataType.FLOAT, ["batch", "sequence", inputs])
     model.graph.inputs.append(value)
     placeholder = onnx_ir.val("placeholder", onnx_ir.DataType.FLOAT, [inputs, outputs])
-    made = PerTokenProducts(model, unsigned=unsigned)
+    made = PerTokenProducts(model)
     for number in range(products):
         product = onnx_ir.node("MatMul", [value, placeholder], name=f"product{number}")
         product.outputs[0].name = f"y{number}"
         model.graph.append(product)
         model.graph.outputs.append(product.outputs[0])
-        stored = ChannelWeight.nearest(weight if group is None else turned(weight, group))
+        stored = ChannelWeight.nearest(weight if group is None else turned(weight, group), ANYWHERE)
         made.replace(product, *made.constants(f"weight{number}", stored), group)
     for number, output in enumerate(model.graph.outputs):
         output.name, output.type = f"y{number}", onnx_ir.TensorType(onnx_ir.DataType.FLOAT)
@@ -58,19 +61,8 @@ def test_as_many_channels_are_turned_together_as_divide_them(inputs: int, group:
     assert turning_group(inputs) == group
 
 
-@given(st.integers(1, 60), st.integers(1, 12), st.integers(0, 2**31))
-@settings(max_examples=30, deadline=None)
-def test_a_weight_is_rounded_within_half_a_step(inputs: int, outputs: int, seed: int) -> None:
-    weight = np.random.default_rng(seed).normal(size=(inputs, outputs)).astype(np.float32)
-    weight[:, 0] = 0  # a channel without any weight
-    stored = ChannelWeight.nearest(weight)
-    assert (np.abs(stored.dequantized() - weight) <= stored.scales * 0.501).all()
-
-
-@pytest.mark.parametrize("unsigned", [True, False])
-def test_a_channel_and_a_token_that_stand_out_cost_nothing(unsigned: bool, tmp_path: Path) -> None:
+def test_a_channel_and_a_token_that_stand_out_cost_nothing(tmp_path: Path) -> None:
     random = np.random.default_rng(5)
-    # So small that sums of two products fit into 16 bits also where a processor has nothing better.
     weight = random.normal(size=(INPUTS, OUTPUTS)).astype(np.float32)
     tokens = random.normal(size=(1, 9, INPUTS)).astype(np.float32)
     tokens[..., 17] *= 40  # a channel
@@ -78,12 +70,12 @@ def test_a_channel_and_a_token_that_stand_out_cost_nothing(unsigned: bool, tmp_p
     wanted = tokens @ weight
 
     def error(group: int | None) -> float:
-        path = graph_of(weight, tmp_path / str(group), group=group, unsigned=unsigned)
+        path = graph_of(weight, tmp_path / str(group), group=group)
         difference = GraphSession(path).run({"x": tokens})["y0"] - wanted
         return float(np.median(np.square(difference).sum(axis=-1) / np.square(wanted).sum(axis=-1)))
 
     assert error(64) < 1e-3
-    assert error(None) > 4 * error(64)
+    assert error(None) > 3 * error(64)
 
 
 def test_a_token_is_told_the_same_alone_and_among_others(tmp_path: Path) -> None:
@@ -124,7 +116,7 @@ def test_a_weight_that_two_products_share_is_stored_once(tmp_path: Path) -> None
         onnx_ir.TensorType(onnx_ir.DataType.FLOAT),
         onnx_ir.Shape(["batch", "sequence", 64]),
     )
-    store_per_token(model, ["first", "second"], WeightFormat(unsigned=True))
+    store_per_token(model, ["first", "second"], ANYWHERE)
     assert [name for name in model.graph.initializers if name.startswith("weight")] == ["weight_levels", "weight_scales"]
     tokens = np.random.default_rng(8).normal(size=(1, 5, 64)).astype(np.float32)
     found = GraphSession(save_graph(model, tmp_path)).run({"x": tokens})

@@ -9,6 +9,7 @@ import onnx_ir
 import pytest
 
 from hfaccel.quant.build import CalibrationData, build_candidate, gather_statistics
+from hfaccel.quant.channel_weight import weight_scales
 from hfaccel.quant.per_token import PerTokenTrips
 from hfaccel.quant.switches import EightBitTrips
 from hfaccel.recipe.schema import Rung, WeightFormat
@@ -16,7 +17,7 @@ from hfaccel.rewrites.graphs import new_initializer, save_graph
 from hfaccel.runtime.session import GraphSession
 
 TOKENS, INPUTS, OUTPUTS = 5, 96, 24
-FORMATS = [WeightFormat(8, unsigned=True), WeightFormat(7)]
+FORMATS = [WeightFormat(8, sums_in_16_bits=True), WeightFormat(7)]
 
 
 def extreme(folder: Path) -> tuple[Path, np.ndarray, np.ndarray]:
@@ -57,7 +58,7 @@ def test_no_product_saturates(scheme: str, weights: WeightFormat, tmp_path: Path
 @pytest.mark.parametrize("weights", [WeightFormat(), *FORMATS], ids=str)
 def test_a_trial_rounds_a_weight_to_levels_that_the_format_has(weights: WeightFormat) -> None:
     weight = np.random.default_rng(0).normal(size=(200, 6)).astype(np.float32)
-    steps = np.abs(weight).max(axis=0) / (2 ** (weights.bits - 1) - 1)
+    steps = weight_scales(weight, weights)
     for trips in (EightBitTrips(None, weights, per_channel=True), PerTokenTrips(weights)):
         made = trips.weight("any", weight)
         assert (np.abs(made - weight) <= 0.51 * steps).all()

@@ -25,7 +25,7 @@ from hfaccel.runtime.engines import open_graph
 from hfaccel.runtime.session import GraphSession
 
 NOTHING = CalibrationData([], {})
-EXACT_ANYWHERE = WeightFormat(unsigned=True)
+EXACT_ANYWHERE = WeightFormat(sums_in_16_bits=True)
 """For the scheme per-token: signed weights saturate where these tests may run."""
 SHAPES = st.tuples(st.integers(16, 300), st.integers(64, 90))  # at least 1024 values: smaller weights are left alone
 BLOCKS = st.sampled_from((16, 32, 64, 128, 256))

@@ -54,8 +54,10 @@ def test_session_of_a_rung() -> None:
 
 def test_rungs_that_differ_in_how_they_run_share_a_graph() -> None:
     first = rung(smooth=0.5, disabled_optimizers=("GeluFusion",))
-    second = rung(name="two", smooth=0.5, engine="openvino", inference_precision="bf16")
-    assert first.quantization() == second.quantization()
+    assert first.quantization() == rung(name="two", smooth=0.5, allow_spinning=False).quantization()
+    assert first.quantization() != rung(smooth=0.5, engine="openvino").quantization()  # engines have operators of their own
+    blocks = rung(scheme="weight-only", engine="openvino", inference_precision="bf16")
+    assert blocks.quantization() == rung(scheme="weight-only").quantization()
     assert first.quantization() != rung(smooth=0.6).quantization()
     assert first.quantization() != rung(smooth=0.5, graph="fused").quantization()
     assert first.quantization() == rung(smooth=0.5, objectives=("size",)).quantization()

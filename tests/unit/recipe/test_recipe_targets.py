@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from hfaccel.errors import ExitCode, RecipeError, TargetError
+from hfaccel.errors import ExitCode, TargetError
 from hfaccel.recipe.load import load_recipe
 from hfaccel.recipe.schema import WeightFormat
 from hfaccel.recipe.targets import TARGETS, adapt_recipe, detect_host, profile_of, resolve_target
@@ -11,11 +11,13 @@ BY_NAME = {target.name: target for target in TARGETS}
 AVX512 = {"avx2", "fma", "avx512f", "avx512bw", "avx512dq", "avx512vl"}
 
 
-def test_weights_are_unsigned_where_products_saturate() -> None:
+def test_weights_are_scaled_for_products_that_saturate() -> None:
     recipe = load_recipe("encoder").recipe
     adapted, notices = adapt_recipe(recipe, BY_NAME["cpu-avx2"])
-    assert adapted.quantize.weights == WeightFormat(8, unsigned=True)
-    wanted = "target cpu-avx2: weights are unsigned, because 8 bit products with signed ones saturate on CPUs without VNNI"
+    assert adapted.quantize.weights == WeightFormat(8, sums_in_16_bits=True)
+    wanted = (
+        "target cpu-avx2: weights are scaled so that sums of 8 bit products fit into 16 bits, which CPUs without VNNI add them in"
+    )
     assert notices == (wanted,)
     assert adapt_recipe(adapted, BY_NAME["cpu-avx2"]) == (adapted, ())
 
@@ -23,8 +25,6 @@ def test_weights_are_unsigned_where_products_saturate() -> None:
 def test_who_asks_for_seven_bits_gets_them() -> None:
     recipe = load_recipe("encoder", sets={"quantize.weight_bits": 7}).recipe
     assert adapt_recipe(recipe, BY_NAME["cpu-avx2"]) == (recipe, ())
-    with pytest.raises(RecipeError, match="unsigned_weights need no 7 bits"):
-        load_recipe("encoder", sets={"quantize.weight_bits": 7, "quantize.unsigned_weights": True})
 
 
 @pytest.mark.parametrize("name", ["cpu-avx512-vnni", "cpu-amx", "cpu-arm-neon", "cuda"])
