@@ -153,9 +153,8 @@ def prepare_graph(rung: Rung, graph: Path, calibration: CalibrationData, *, scra
         if rung.calibration == "percentile":  # a histogram cannot be derived from that of the unchanged graph
             statistics = observe(model, activations, calibration.batches, workdir=scratch, histograms=True)
         ranges = {name: statistics[name].range(rung.calibration) for name in activations}
-    prompts = _prompt_products(model, matmuls) if rung.prompt_graph else ()
-    in_channels = tuple(name for name in prompts if name in read_norms)
-    to_turn = tuple(name for name in prompts if name not in read_norms)
+    in_channels = tuple(name for name in matmuls if name in read_norms) if rung.prompt_graph else ()
+    to_turn = tuple(name for name in _but_head(model, matmuls) if name not in read_norms) if rung.prompt_graph else ()
     return PreparedGraph(model, matmuls, split, ranges, calibration.batches, in_channels, to_turn)
 
 
@@ -171,8 +170,8 @@ def _rotate(rung: Rung, model: onnx_ir.Model, graph: Path) -> tuple[str, ...]:
     return names
 
 
-def _prompt_products(model: onnx_ir.Model, matmuls: Sequence[str]) -> tuple[str, ...]:
-    """The MatMuls that read every token of a prompt: all but the head."""
+def _but_head(model: onnx_ir.Model, matmuls: Sequence[str]) -> tuple[str, ...]:
+    """The MatMuls that read every token of a prompt; turning the head would store it twice for the last one."""
     weights = {node.name or "": node.inputs[1] for node in model.graph if node.name in matmuls}
     return tuple(name for name, weight in weights.items() if weight is not None and part_of(weight.name or "") != "head")
 

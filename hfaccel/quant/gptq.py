@@ -193,6 +193,7 @@ def store_nearest(
     """Make the named MatMuls ``MatMulNBits`` in place, rounded to the nearest; those ``in_channels`` with one scale per channel."""
     store_in_blocks(rung, model, [name for name in names if name not in in_channels])
     chosen = [name for name in names if name in in_channels]
+    rung = rung.model_copy(update={"eight_bit": ()})  # these have 8 bits as they are
     store_in_blocks(rung, model, chosen, lambda _name, weight, own: round_channels(weight, own.block_size, weights))
 
 

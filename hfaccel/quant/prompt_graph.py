@@ -3,8 +3,8 @@
 ``MatMulNBits`` is made for one token: it scales each block by itself, so for a prompt it does two to three operations where a product with
 one scale per channel does one. What a norm gives after :mod:`hfaccel.rewrites.rotate_residual` has no channel that stands out: such
 products read the same file of weights, whose blocks then all have their channel's scale, and onnxruntime lays them out for either kernel
-when it opens the graph. All others but the head, which a prompt needs for its last token only, are turned
-(:mod:`hfaccel.quant.per_token`); their turned weights lie in a second file, as turning them when the graph is opened would take a gigabyte.
+when it opens the graph. All others are turned (:mod:`hfaccel.quant.per_token`), but for a head that reads no such norm: a prompt needs it for
+its last token only. Turned weights lie in a second file, as turning them when the graph is opened would take a gigabyte.
 """
 
 from __future__ import annotations

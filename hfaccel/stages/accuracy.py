@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from hfaccel.runtime.session import Runner
 
 NAME: StageName = "accuracy"
-REVISION = 20
+REVISION = 21
 LIBRARIES = (
     "torch",
     "transformers",
@@ -183,7 +183,7 @@ def _examined(
     graph = artifact.folder / candidate.graph
     runner = open_with_all_logits(graph, artifact.contract, candidate.session)
     if isinstance(examiner, Examiner):
-        return examiner.examine(runner)
+        return examiner.examine(runner, brief=candidate.name == FLOAT_PARENT)
     answers = written_by(graph, candidate.session, artifact.contract, ctx)
     if isinstance(examiner, AnswersExaminer):
         return examiner.examine(runner, answers=answers)

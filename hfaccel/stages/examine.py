@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from hfaccel.stages.base import StageContext
 
 INVARIANCE_TEXTS = 8
+BRIEF_EXAMPLES = 50
 
 
 @dataclass(frozen=True)
@@ -69,17 +70,18 @@ class Examiner:
         self._slices = find_slices(self._ordered, contract.labels, contract.task, contract.problem_type)
         self._source: Evaluation = evaluate(Model(source, tokenizer, contract), self._ordered)
 
-    def examine(self, runner: Runner, *, error_share: float = 1.0) -> Finding:
+    def examine(self, runner: Runner, *, error_share: float = 1.0, brief: bool = False) -> Finding:
         """Run a graph over as much of the data as it takes, and judge it.
 
         Args:
             runner: the graph.
             error_share: how much of the 5 % this verdict may err with, where it is one of several on the same data.
+            brief: of data without labels look at the first examples only: the graph is known to be the source.
         """
         model = Model(runner, self._tokenizer, self._contract)
         first = replace(self.dataset, examples=self.dataset.examples[:INVARIANCE_TEXTS])
         invariance = smallest_batch_cosine(model, encode_dataset(model, first)[:INVARIANCE_TEXTS])
-        verdict = self._judge(model, error_share)
+        verdict = self._judge(model, error_share, brief=brief)
         if not verdict.passed:
             return Finding(verdict, invariance, verdict.reason, explain(verdict, self._limits))
         if invariance < self._limits.batch_invariance:
@@ -88,9 +90,12 @@ class Examiner:
             return Finding(verdict, invariance, "batch-variant", detail)
         return Finding(verdict, invariance, None, "")
 
-    def _judge(self, model: Model, error_share: float) -> Verdict:
+    def _judge(self, model: Model, error_share: float, *, brief: bool) -> Verdict:
         """The verdict of the first look that decides."""
-        first, *others = (replace(look, accept_error=look.accept_error * error_share) for look in self._looks)
+        looks = self._looks
+        if brief and not self.dataset.labelled:
+            looks = (Look(examples=min(BRIEF_EXAMPLES, len(self.dataset.examples))),)
+        first, *others = (replace(look, accept_error=look.accept_error * error_share) for look in looks)
         seen = evaluate(model, self._part(0, first.examples))
         verdict, before = self._verdict(seen, first), first.examples
         for look in others:

@@ -50,6 +50,8 @@ def test_rungs_share_one_graph_and_untimed_float_graphs_do_not_ship(tiny_checkpo
     assert (told["openvino"]["quantized"], told["openvino"]["size_bytes"]) == (0, told["float"]["size_bytes"])
     assert told["openvino-static"]["quantized"] == told["static"]["quantized"] > 0
     assert told["openvino"]["verdict"]["passed"]
+    assert told["static"]["verdict"]["examples"] == 300
+    assert told["float"]["verdict"]["examples"] == 50  # parity has proved it, and there are no labels
     assert manifest["chosen"] in ("static", "static-no-spinning", "openvino-static")
     places = {(item["layer"], item["role"]) for item in told[manifest["chosen"]]["matmuls"]}
     assert places == {(layer, role) for layer in (0, 1) for role in ("query, key, value", "output", "up", "down")}
