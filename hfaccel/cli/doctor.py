@@ -78,25 +78,25 @@ def _machine(output: Output) -> dict[str, Any]:
     from hfaccel.artifact.store import default_cache_folder
     from hfaccel.measure.host import library_versions
     from hfaccel.recipe.targets import detect_host
+    from hfaccel.runtime.cores import cpu_quota
 
     host, cache, providers = detect_host(), default_cache_folder(), list(onnxruntime.get_available_providers())
     free_bytes = shutil.disk_usage(_existing_parent(cache)).free
     engines = {name: None if version == "absent" else version for name, version in library_versions(ENGINES).items()}
-    _show(output, host, f"{cache}, {free_bytes / _GIB:.1f} GiB free", providers)
+    quota = cpu_quota()
+    _show(output, host, quota, f"{cache}, {free_bytes / _GIB:.1f} GiB free", providers)
     told = (f"{name} {version}" if version else f"{name}: pip install 'hfaccel[{name}]'" for name, version in engines.items())
     output.line(f"engines        {', '.join(told)}")
     return {
         "host": asdict(host),
+        "cpu_limit_cores": quota,
         "cache": {"folder": str(cache), "disk_free_bytes": free_bytes},
         "providers": providers,
         "engines": engines,
     }
 
 
-def _show(output: Output, host: HostInfo, cache: str, providers: list[str]) -> None:
-    from hfaccel.runtime.cores import cpu_quota
-
-    quota = cpu_quota()
+def _show(output: Output, host: HostInfo, quota: float | None, cache: str, providers: list[str]) -> None:
     limit = "" if quota is None else f", of which a limit leaves the time of {quota:.3g}"
     cores = f"{host.physical_cores} cores, {host.logical_cores} threads{limit}"
     output.line(f"host profile   {host.profile}")

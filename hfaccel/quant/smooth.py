@@ -2,7 +2,8 @@
 
 After Xiao et al., "SmoothQuant: Accurate and Efficient Post-Training Quantization for Large Language Models" (2022): with
 ``s_k = max|x_k|^alpha / max|w_k|^(1 - alpha)``, ``x W = (x / s) (s W)``. The division is a Mul of its own rather than folded
-into the norm before it, because in post-norm encoders the norm's result also feeds the residual path.
+into the norm before it, because in post-norm encoders the norm's result also feeds the residual path. What an attention gives is a mean of
+values, channel by channel, so there the division goes into the product that makes the values.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hfaccel.quant.calibration import ActivationStatistics
-from hfaccel.quant.scheme import matmul_sites
+from hfaccel.quant.scheme import bias_after, matmul_sites
 from hfaccel.rewrites.graphs import new_initializer
 
 if TYPE_CHECKING:
@@ -55,16 +56,79 @@ def smooth_activations(
         weights = [_weight(node) for node in matmuls]
         scale = smoothing_scale(statistics[name].channel_abs_max, weights, alpha)
         factor = (1.0 / scale).astype(np.float32)
+        for node, weight in zip(matmuls, weights, strict=True):
+            node.replace_input_with(1, new_initializer(model, f"{node.name}_smoothed_weight", weight * scale[:, None]))
+        if {use.node for use in activation.uses()} == set(matmuls) and scale_values(model, activation, factor):
+            statistics[name] = statistics[name].scaled(factor)
+            continue
         constant = new_initializer(model, f"{name}_smoothing", factor)
         product = onnx_ir.node("Mul", [activation, constant], num_outputs=1, name=f"{name}_smoothed")
         output = product.outputs[0]
         statistics[f"{name}_smoothed"] = statistics[name].scaled(factor)
         output.name, output.shape, output.type = f"{name}_smoothed", activation.shape, activation.type
         model.graph.insert_before(matmuls[0], product)
-        for node, weight in zip(matmuls, weights, strict=True):
+        for node in matmuls:
             node.replace_input_with(0, product.outputs[0])
-            node.replace_input_with(1, new_initializer(model, f"{node.name}_smoothed_weight", weight * scale[:, None]))
     return len(readers)
+
+
+def scale_values(model: onnx_ir.Model, attention: onnx_ir.Value, factor: np.ndarray) -> bool:
+    """Multiply what a fused attention gives by a factor [channels], in the weight and bias of the product that makes its values.
+
+    Returns:
+        False, and the graph is as it was, where ``attention`` is something else, or where others read those values too.
+    """
+    values = _values_of(attention)
+    if values is None:
+        return False
+    whole, start = _packed(values)
+    biased = whole.producer()
+    product = biased
+    if biased is not None and biased.op_type == "Add":
+        product = next((node for value in biased.inputs if value is not None and (node := value.producer()) is not None), None)
+    if product is None or product.op_type != "MatMul" or product.inputs[1] is None or product.inputs[1].const_value is None:
+        return False
+    bias = None if product is biased else bias_after(product)
+    if product is not biased and (bias is None or bias[0] is not biased):
+        return False
+    columns = slice(start, start + len(factor))
+    weight = _weight(product).copy()
+    weight[:, columns] *= factor
+    product.replace_input_with(1, new_initializer(model, f"{product.name}_values_scaled_weight", weight))
+    if bias is not None:
+        add, constant = bias
+        assert constant.const_value is not None  # of bias_after
+        shift = constant.const_value.numpy().copy()
+        shift[columns] *= factor
+        place = next(place for place, value in enumerate(add.inputs) if value is constant)
+        add.replace_input_with(place, new_initializer(model, f"{product.name}_values_scaled_bias", shift))
+    return True
+
+
+def _values_of(attention: onnx_ir.Value) -> onnx_ir.Value | None:
+    """The values [batch, sequence, channels] that an ``If`` of two fused attentions reads, if nothing else reads them."""
+    choice = attention.producer()
+    if choice is None or choice.op_type != "If":
+        return None
+    branches = [attribute.as_graph() for attribute in choice.attributes.values()]
+    nodes = [node for branch in branches for node in branch]
+    values = {node.inputs[2] for node in nodes if node.op_type == "MultiHeadAttention" and len(node.inputs) > 2}
+    value = values.pop() if len(values) == 1 and len(nodes) == len(branches) else None
+    if value is None or any(use.node not in nodes or use.idx != 2 for use in value.uses()):
+        return None
+    return value
+
+
+def _packed(value: onnx_ir.Value) -> tuple[onnx_ir.Value, int]:
+    """What a value was split from along its channels, and at which channel it begins; itself, and 0, where it was not."""
+    split = value.producer()
+    if split is None or split.op_type != "Split" or split.attributes.get_int("axis", 0) not in (-1, 2):
+        return value, 0
+    whole, sizes = split.inputs[0], split.inputs[1] if len(split.inputs) > 1 else None
+    if whole is None or sizes is None or sizes.const_value is None or len(tuple(whole.uses())) != 1:
+        return value, 0
+    before = sizes.const_value.numpy()[: list(split.outputs).index(value)]
+    return whole, int(before.sum())
 
 
 def smoothing_scale(channel_abs_max: np.ndarray, weights: list[np.ndarray], alpha: float) -> np.ndarray:

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from hfaccel.recipe.targets import TargetProfile
 
 NAME: StageName = "quantize"
-REVISION = 20
+REVISION = 21
 LIBRARIES = ("onnx", "onnx-ir", "onnxruntime", "openvino", "tokenizers", "numpy")
 
 GRAPHS = "graphs"
@@ -69,7 +69,8 @@ def run(artifact: Artifact | None, ctx: StageContext) -> StageResult:
     floats: dict[str, Entrant] = {
         scope: Entrant(parent.graph_path, SessionSettings(), parent.size_bytes)
         for scope, parent in parents.items()
-        if scope == "optimized" or parent is not parents["optimized"]  # they are one where a stage is switched off
+        # They are equal where the stage fuse is switched off, or found nothing to fuse.
+        if scope == "optimized" or parent.files != parents["optimized"].files
     }
     result = _race(floats, built, ctx)
     copy_graph(floats[result.parent].graph, ctx.workdir)

@@ -12,6 +12,8 @@ import pytest
 from hfaccel.api import SilentProgress
 from hfaccel.pipeline import compile_model
 from hfaccel.quant.build import CalibrationData, build_candidate, covers, gather_statistics, prepare_graph, switched_graph
+from hfaccel.quant.calibration import observe
+from hfaccel.quant.smooth import scale_values, smooth_activations
 from hfaccel.recipe.schema import Rung, WeightFormat
 from hfaccel.request import CompileRequest
 from hfaccel.rewrites.fuse_attention import fuse_attention
@@ -123,6 +125,46 @@ def test_a_fused_graph_is_quantized_and_searched_as_any_other(
     switched.switch_on(prepared.matmuls)
     predicted, found = (next(iter(graph.run(batch).values())) for graph in (switched, GraphSession(built.path)))
     assert np.linalg.norm(predicted - found) < 0.02 * np.linalg.norm(exact)
+
+
+@pytest.mark.parametrize("model_type", ["bert", "distilbert", "xlm-roberta", "albert"])
+def test_what_attention_gives_is_smoothed_in_the_weights_of_its_values(
+    model_type: str, optimized: Callable[[str], Path], tmp_path: Path
+) -> None:
+    graph, _ = fused(optimized(model_type), tmp_path / "fused")
+    batch = feeds_of(GraphSession(graph), MASKS["padding behind"])
+    statistics = gather_statistics(graph, [batch], tmp_path / "statistics")
+    model = load_graph(graph)
+    # Not that of a last layer whose head asks for one token: that is picked first.
+    attended = [node.outputs[0] for node in model.graph if node.op_type == "If" and node.outputs[0].name in statistics]
+    assert attended
+    plain = [statistics[value.name or ""].range("minmax") for value in attended]
+    smooth_activations(model, statistics, 0.5, names=list(statistics))
+    assert {reader.op_type for value in attended for reader in value.consumers()} == {"MatMul"}  # and no Mul
+    names = [value.name or "" for value in attended]
+    observed = observe(model, names, [batch], workdir=tmp_path / "observed")
+    for name, before in zip(names, plain, strict=True):
+        np.testing.assert_allclose(statistics[name].range("minmax"), observed[name].range("minmax"), rtol=1e-3)
+        assert not np.allclose(statistics[name].range("minmax"), before, rtol=1e-2)
+    (tmp_path / "smoothed").mkdir()
+    smoothed = GraphSession(save_graph(model, tmp_path / "smoothed"))
+    for what, mask in MASKS.items():
+        wanted, found = (next(iter(session.run(feeds_of(session, mask)).values())) for session in (GraphSession(graph), smoothed))
+        np.testing.assert_allclose(found, wanted, atol=1e-4, err_msg=what)
+
+
+def test_values_that_others_read_are_left_as_they_are(optimized: Callable[[str], Path], tmp_path: Path) -> None:
+    graph, _ = fused(optimized("bert"), tmp_path / "fused")
+    model = load_graph(graph)
+    first = next(node for node in model.graph if node.op_type == "If")
+    value = next(node.inputs[2] for node in first.attributes["then_branch"].as_graph())
+    assert value is not None
+    factor = np.full(value.shape[2] if value.shape is not None else 0, 2.0, dtype=np.float32)
+    model.graph.insert_after(first, other := onnx_ir.node("Neg", [value], name="other"))
+    assert not scale_values(model, first.outputs[0], factor)
+    assert not scale_values(model, other.outputs[0], factor)
+    model.graph.remove(other, safe=True)
+    assert scale_values(model, first.outputs[0], factor)
 
 
 def test_what_calibration_found_before_serves_the_fused_graph(optimized: Callable[[str], Path], tmp_path: Path) -> None:
