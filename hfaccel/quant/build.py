@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from hfaccel.errors import RecipeError
 from hfaccel.quant.calibration import ActivationStatistics, Feeds, observe
 from hfaccel.quant.gptq import store_compensated, store_nearest
-from hfaccel.quant.integer_products import store_dynamic, store_portable, store_static
+from hfaccel.quant.integer_products import store_dynamic, store_static
 from hfaccel.quant.layers import part_of
 from hfaccel.quant.methods import MOMENT_ROUNDINGS, scale_first
 from hfaccel.quant.more_bits import float_weights, write_with_eight_bits
@@ -223,8 +223,8 @@ def _write_integers(rung: Rung, prepared: PreparedGraph, nodes: Sequence[str], f
     elif prepared.ranges is None:
         store_dynamic(model, nodes, weights, per_channel=rung.per_channel)
     else:
-        store = store_static if rung.engine == "onnxruntime" else store_portable
-        store(model, nodes, prepared.ranges, weights, per_channel=rung.per_channel)
+        portable = rung.engine != "onnxruntime"
+        store_static(model, nodes, prepared.ranges, weights, per_channel=rung.per_channel, portable=portable)
     if rung.quantize_embeddings:
         quantize_tables(model, rung)
         drop_unused(model)

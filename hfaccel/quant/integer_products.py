@@ -55,6 +55,7 @@ def store_static(
     weights: WeightFormat,
     *,
     per_channel: bool,
+    portable: bool = False,
 ) -> None:
     """Compute the named MatMuls of a graph, each with a float weight, in 8 bit with calibrated ranges; in place.
 
@@ -64,40 +65,32 @@ def store_static(
         ranges: lowest and highest value of the activations, by name.
         weights: how they are stored.
         per_channel: one scale per output channel of a weight, else one for all of it.
+        portable: in standard operators that any engine reads, and fuses if it can.
     """
-    stored = _Weights(model, weights, per_channel=per_channel)
-    rounded: dict[str, tuple[onnx_ir.Value, ...]] = {}
-    for node in [node for node in model.graph if node.name in names]:
-        integers, scale, zero = _rounded(model, node, ranges, rounded)
-        levels, scales = stored.of(node)
-        _replace(model, node, "MatMulIntegerToFloat", [integers, levels, scale, scales, zero, None])
-    _tidy(model)
-
-
-def store_portable(
-    model: onnx_ir.Model,
-    names: Collection[str],
-    ranges: Mapping[str, tuple[float, float]],
-    weights: WeightFormat,
-    *,
-    per_channel: bool,
-) -> None:
-    """Like :func:`store_static`, in standard operators that any engine reads, and fuses if it can."""
     stored = _Weights(model, weights, per_channel=per_channel)
     rounded: dict[str, tuple[onnx_ir.Value, ...]] = {}
     back: dict[str, onnx_ir.Value] = {}
     for node in [node for node in model.graph if node.name in names]:
         integers, scale, zero = _rounded(model, node, ranges, rounded)
         levels, scales = stored.of(node)
-        for value, rest, axis in ((integers, [scale, zero], None), (levels, [scales, _zeros(model, scales)], 1)):
-            name = value.name or ""
-            if name not in back:
-                made = _node("DequantizeLinear", [value, *rest], f"{name}_back", axis=axis if rest[0].shape else None)
-                model.graph.insert_before(node, made)
-                back[name] = made.outputs[0]
-        node.replace_input_with(0, back[integers.name or ""])
-        node.replace_input_with(1, back[levels.name or ""])
+        if portable:
+            node.replace_input_with(0, _back(model, node, [integers, scale, zero], back))
+            node.replace_input_with(1, _back(model, node, [levels, scales, _zeros(model, scales)], back))
+        else:
+            _replace(model, node, "MatMulIntegerToFloat", [integers, levels, scale, scales, zero, None])
     _tidy(model)
+
+
+def _back(
+    model: onnx_ir.Model, node: onnx_ir.Node, rounded: list[onnx_ir.Value], known: dict[str, onnx_ir.Value]
+) -> onnx_ir.Value:
+    """Levels with their scale and zero level as floats again, put before a node; ``known`` are those made so far."""
+    name = rounded[0].name or ""
+    if name not in known:
+        made = _node("DequantizeLinear", rounded, f"{name}_back", axis=1 if rounded[1].shape else None)
+        model.graph.insert_before(node, made)
+        known[name] = made.outputs[0]
+    return known[name]
 
 
 class _Weights:

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir
 import pytest
 
-from hfaccel.quant.integer_products import store_dynamic, store_portable, store_static
+from hfaccel.quant.integer_products import store_dynamic, store_static
 from hfaccel.recipe.schema import WeightFormat
 from hfaccel.rewrites.graphs import load_graph, new_initializer, operator_counts, save_graph
 from hfaccel.runtime.session import GraphSession
@@ -26,7 +26,7 @@ def static(model: onnx_ir.Model, *, per_channel: bool = True) -> None:
 
 
 def portable(model: onnx_ir.Model, *, per_channel: bool = True) -> None:
-    store_portable(model, NAMES, RANGES, ANYWHERE, per_channel=per_channel)
+    store_static(model, NAMES, RANGES, ANYWHERE, per_channel=per_channel, portable=True)
 
 
 def dynamic(model: onnx_ir.Model, *, per_channel: bool = True) -> None:
