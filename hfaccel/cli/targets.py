@@ -24,13 +24,13 @@ def targets(json: Annotated[bool, typer.Option("--json", help="Print the result 
             target.name,
             target.description,
             "yes" if target.int8_dot else "no",
-            7 if target.saturates else 8,
+            "16 bits" if target.saturates else "32 bits",
             "yes" if target.bf16 else "no",
             target.provider,
         )
         for target in TARGETS
     ]
-    output.table("", ("host", "target", "description", "int8 dot", "weight bits", "bf16", "provider"), rows)
+    output.table("", ("host", "target", "description", "int8 dot", "sums in", "bf16", "provider"), rows)
     output.line(f"* this host: {host.brand} ({host.microarchitecture})")
     output.result(
         [
