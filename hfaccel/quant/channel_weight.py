@@ -10,10 +10,15 @@ median, where 7 bits make them twice as wide.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from hfaccel.recipe.schema import WeightFormat
+from hfaccel.rewrites.graphs import new_initializer
+
+if TYPE_CHECKING:
+    import onnx_ir
 
 LARGEST_PAIR = 128
 """Two weights of one sign, neighbours in a channel: 255 * 128 is the most that 16 bits hold."""
@@ -43,6 +48,35 @@ class ChannelWeight:
     def dequantized(self) -> np.ndarray:
         """float32 [in, out]."""
         return np.asarray(self.levels.astype(np.float32) * self.scales)
+
+    def store(self, model: onnx_ir.Model, name: str) -> tuple[onnx_ir.Value, onnx_ir.Value]:
+        """Constants of a graph: levels and scales."""
+        return new_initializer(model, f"{name}_levels", self.levels), new_initializer(model, f"{name}_scales", self.scales)
+
+
+class ChannelWeights:
+    """Rounds and stores the weights of a graph's MatMuls; one that several of them share is stored once.
+
+    Args:
+        model: the graph.
+        weights: how they are stored.
+        per_channel: one scale per output channel of a weight, else one for all of it.
+    """
+
+    def __init__(self, model: onnx_ir.Model, weights: WeightFormat, *, per_channel: bool = True) -> None:
+        self._model = model
+        self._weights = weights
+        self._per_channel = per_channel
+        self._stored: dict[str, tuple[onnx_ir.Value, onnx_ir.Value]] = {}
+
+    def of(self, node: onnx_ir.Node) -> tuple[onnx_ir.Value, onnx_ir.Value]:
+        """Levels int8 [in, out] and scales of a MatMul's weight."""
+        weight = node.inputs[1]
+        assert weight is not None and weight.const_value is not None and weight.name is not None  # matmul_sites names only such
+        if weight.name not in self._stored:
+            made = ChannelWeight.nearest(weight.const_value.numpy(), self._weights, per_channel=self._per_channel)
+            self._stored[weight.name] = made.store(self._model, weight.name)
+        return self._stored[weight.name]
 
 
 def weight_scales(weight: np.ndarray, weights: WeightFormat = _EXACT, *, per_channel: bool = True) -> np.ndarray:

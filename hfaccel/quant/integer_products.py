@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hfaccel.quant.channel_weight import ChannelWeight
+from hfaccel.quant.channel_weight import ChannelWeights
 from hfaccel.quant.scheme import activation_grid, bias_after
 from hfaccel.rewrites.drop_unused import drop_unused
 from hfaccel.rewrites.graphs import DOMAIN, new_initializer, shared_initializer, take_over
@@ -32,7 +32,7 @@ def store_dynamic(model: onnx_ir.Model, names: Collection[str], weights: WeightF
     """
     products = [node for node in model.graph if node.name in names]
     readers = Counter(node.inputs[0] for node in products)
-    stored = _Weights(model, weights, per_channel=per_channel)
+    stored = ChannelWeights(model, weights, per_channel=per_channel)
     rounded: dict[onnx_ir.Value, onnx_ir.Node] = {}
     for node in products:
         activation, (levels, scales) = node.inputs[0], stored.of(node)
@@ -67,7 +67,7 @@ def store_static(
         per_channel: one scale per output channel of a weight, else one for all of it.
         portable: in standard operators that any engine reads, and fuses if it can.
     """
-    stored = _Weights(model, weights, per_channel=per_channel)
+    stored = ChannelWeights(model, weights, per_channel=per_channel)
     rounded: dict[str, tuple[onnx_ir.Value, ...]] = {}
     back: dict[str, onnx_ir.Value] = {}
     for node in [node for node in model.graph if node.name in names]:
@@ -91,26 +91,6 @@ def _back(
         model.graph.insert_before(node, made)
         known[name] = made.outputs[0]
     return known[name]
-
-
-class _Weights:
-    """Constants of rounded weights; one that several MatMuls share is stored once."""
-
-    def __init__(self, model: onnx_ir.Model, weights: WeightFormat, *, per_channel: bool) -> None:
-        self._model = model
-        self._weights = weights
-        self._per_channel = per_channel
-        self._stored: dict[str, tuple[onnx_ir.Value, onnx_ir.Value]] = {}
-
-    def of(self, node: onnx_ir.Node) -> tuple[onnx_ir.Value, onnx_ir.Value]:
-        """Levels int8 [in, out] and scales of a MatMul's weight."""
-        weight = node.inputs[1]
-        assert weight is not None and weight.const_value is not None and weight.name is not None  # matmul_sites names only such
-        if weight.name not in self._stored:
-            made = ChannelWeight.nearest(weight.const_value.numpy(), self._weights, per_channel=self._per_channel)
-            levels = new_initializer(self._model, f"{weight.name}_levels", made.levels)
-            self._stored[weight.name] = levels, new_initializer(self._model, f"{weight.name}_scales", made.scales)
-        return self._stored[weight.name]
 
 
 def _rounded(

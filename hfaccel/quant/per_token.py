@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hfaccel.quant.channel_weight import ChannelWeight
+from hfaccel.quant.channel_weight import ChannelWeight, ChannelWeights
 from hfaccel.rewrites.drop_unused import drop_unused
-from hfaccel.rewrites.graphs import DOMAIN, new_initializer, shared_initializer, take_over
+from hfaccel.rewrites.graphs import DOMAIN, shared_initializer, take_over
 from hfaccel.rewrites.rotate_residual import hadamard
 
 if TYPE_CHECKING:
@@ -56,15 +56,10 @@ def store_per_token(model: onnx_ir.Model, names: Collection[str], weights: Weigh
     A weight that several of them share is stored once.
     """
     products = PerTokenProducts(model)
-    stored: dict[str, tuple[onnx_ir.Value, onnx_ir.Value]] = {}
+    stored = ChannelWeights(model, weights)
     for node in list(model.graph):
-        if node.name not in names:
-            continue
-        weight = node.inputs[1]
-        assert weight is not None and weight.const_value is not None and weight.name is not None  # matmul_sites names only such
-        if weight.name not in stored:
-            stored[weight.name] = products.constants(weight.name, ChannelWeight.nearest(weight.const_value.numpy(), weights))
-        products.replace(node, *stored[weight.name], None)
+        if node.name in names:
+            products.replace(node, *stored.of(node), None)
     model.graph.opset_imports[DOMAIN] = 1
     drop_unused(model)
 
@@ -99,13 +94,6 @@ class PerTokenProducts:
     def __init__(self, model: onnx_ir.Model) -> None:
         self._model = model
         self._tokens: dict[tuple[str, int | None], tuple[onnx_ir.Value, onnx_ir.Value]] = {}
-
-    def constants(self, name: str, weight: ChannelWeight) -> tuple[onnx_ir.Value, onnx_ir.Value]:
-        """Constants for :meth:`replace`, of a weight that lies in no file yet."""
-        return (
-            new_initializer(self._model, f"{name}_levels", weight.levels),
-            new_initializer(self._model, f"{name}_scales", weight.scales),
-        )
 
     def replace(self, node: onnx_ir.Node, weight: onnx_ir.Value, scales: onnx_ir.Value, group: int | None) -> None:
         """Compute a product with a constant in this way.

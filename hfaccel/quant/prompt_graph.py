@@ -64,7 +64,7 @@ def write_prompt_graph(graph: Path, in_channels: Collection[str], to_turn: Colle
             products.replace(node, *_channels_of_blocks(model, node), None)
         elif node.name in to_turn and (group := turning_group(node.attributes.get_int("K", 0))) is not None:
             weight = turned(read_blocks(node).dequantized(node.attributes.get_int("K", 0)), group)
-            constants = products.constants(f"{node.name}_turned", ChannelWeight.nearest(weight, weights))
+            constants = ChannelWeight.nearest(weight, weights).store(model, f"{node.name}_turned")
             products.replace(node, *constants, group)
             stored.append(constants[0])
     drop_unused(model)

@@ -15,7 +15,7 @@ import numpy as np
 
 from hfaccel.quant.calibration import ActivationStatistics
 from hfaccel.quant.scheme import bias_after, matmul_sites
-from hfaccel.rewrites.graphs import new_initializer
+from hfaccel.rewrites.graphs import computed_input, new_initializer
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -85,7 +85,8 @@ def scale_values(model: onnx_ir.Model, attention: onnx_ir.Value, factor: np.ndar
     biased = whole.producer()
     product = biased
     if biased is not None and biased.op_type == "Add":
-        product = next((node for value in biased.inputs if value is not None and (node := value.producer()) is not None), None)
+        result = computed_input(biased)
+        product = result.producer() if result is not None else None
     if product is None or product.op_type != "MatMul" or product.inputs[1] is None or product.inputs[1].const_value is None:
         return False
     bias = None if product is biased else bias_after(product)

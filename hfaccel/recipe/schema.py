@@ -82,7 +82,7 @@ class Rung(Section):
 
     Attributes:
         name: unique name, as reports show it.
-        scheme: ``dynamic`` (activation ranges per call), ``static`` (calibrated ranges, QDQ), ``per-token`` (a scale for each token as
+        scheme: ``dynamic`` (activation ranges per call), ``static`` (calibrated ranges), ``per-token`` (a scale for each token as
             it comes, one for each output channel), ``weight-only`` (weights in blocks, activation ranges per token and block) or
             ``none`` (the float graph as it is, in another engine or with other settings).
         graph: quantize the optimized (unfused) or the fused float graph.

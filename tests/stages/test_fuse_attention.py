@@ -181,7 +181,7 @@ def test_what_calibration_found_before_serves_the_fused_graph(optimized: Callabl
 
 
 def test_the_graph_that_ships_is_in_order(make_architecture: Callable[[str], Path], tmp_path: Path) -> None:
-    """onnxruntime's quantizers sort nodes without a look at what the graphs inside of them read."""
+    """Also for what the graphs inside of its nodes read."""
     import onnx
 
     texts = tmp_path / "texts.txt"

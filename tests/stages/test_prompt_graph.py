@@ -266,7 +266,9 @@ def test_no_product_of_the_graph_for_prompts_saturates(tmp_path: Path) -> None:
     save_graph(model, tmp_path)
     path = write_prompt_graph(tmp_path / "model.onnx", ["product"], [], ANYWHERE)
     activation = np.full((tokens, inputs), 3.0, dtype=np.float32)
-    np.testing.assert_allclose(GraphSession(path).run({"x": activation})["y"], -activation @ exact, rtol=1e-2)
+    rounded = round_channels(exact, 64, ANYWHERE).dequantized(inputs)
+    np.testing.assert_allclose(rounded, exact, rtol=1e-2)
+    np.testing.assert_allclose(GraphSession(path).run({"x": activation})["y"], -activation @ rounded, rtol=1e-3)
 
 
 def test_a_text_that_is_read_half_by_half_is_read_as_a_whole(llama: Path) -> None:

@@ -22,7 +22,7 @@ ANYWHERE = WeightFormat(sums_in_16_bits=True)
 """Right on any processor that these tests may run on."""
 
 
-def graph_of(weight: np.ndarray, folder: Path, *, group: int | None, products: int = 1) -> Path:
+def graph_of(weight: np.ndarray, folder: Path, *, group: int | None, products: int = 1, weights: WeightFormat = ANYWHERE) -> Path:
     """``y0``, ``y1``, ... = x times the weight, as per-token products."""
     folder.mkdir(exist_ok=True)
     inputs, outputs = weight.shape
@@ -36,8 +36,8 @@ def graph_of(weight: np.ndarray, folder: Path, *, group: int | None, products: i
         product.outputs[0].name = f"y{number}"
         model.graph.append(product)
         model.graph.outputs.append(product.outputs[0])
-        stored = ChannelWeight.nearest(weight if group is None else turned(weight, group), ANYWHERE)
-        made.replace(product, *made.constants(f"weight{number}", stored), group)
+        stored = ChannelWeight.nearest(weight if group is None else turned(weight, group), weights)
+        made.replace(product, *stored.store(model, f"weight{number}"), group)
     for number, output in enumerate(model.graph.outputs):
         output.name, output.type = f"y{number}", onnx_ir.TensorType(onnx_ir.DataType.FLOAT)
         output.shape = onnx_ir.Shape(["batch", "sequence", outputs])
@@ -63,6 +63,7 @@ def test_as_many_channels_are_turned_together_as_divide_them(inputs: int, group:
 
 def test_a_channel_and_a_token_that_stand_out_cost_nothing(tmp_path: Path) -> None:
     random = np.random.default_rng(5)
+    # So small that sums of two products fit into 16 bits also where a processor has nothing better.
     weight = random.normal(size=(INPUTS, OUTPUTS)).astype(np.float32)
     tokens = random.normal(size=(1, 9, INPUTS)).astype(np.float32)
     tokens[..., 17] *= 40  # a channel
@@ -70,12 +71,12 @@ def test_a_channel_and_a_token_that_stand_out_cost_nothing(tmp_path: Path) -> No
     wanted = tokens @ weight
 
     def error(group: int | None) -> float:
-        path = graph_of(weight, tmp_path / str(group), group=group)
+        path = graph_of(weight, tmp_path / str(group), group=group, weights=WeightFormat())
         difference = GraphSession(path).run({"x": tokens})["y0"] - wanted
         return float(np.median(np.square(difference).sum(axis=-1) / np.square(wanted).sum(axis=-1)))
 
     assert error(64) < 1e-3
-    assert error(None) > 3 * error(64)
+    assert error(None) > 4 * error(64)
 
 
 def test_a_token_is_told_the_same_alone_and_among_others(tmp_path: Path) -> None:
