@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from hfaccel.artifact.store import default_cache_folder
 from hfaccel.errors import HfaccelError, ResourceError, SettingsError, UsageError
 from hfaccel.evaluate.dataset import Dataset, load_dataset
 from hfaccel.evaluate.metrics import METRIC_NAMES
+from hfaccel.evaluate.sample import calibration_texts
 from hfaccel.measure.memory import available_memory_bytes
 from hfaccel.recipe.load import GENERIC_RECIPE, ResolvedRecipe, choose_recipe, load_recipe
 from hfaccel.recipe.targets import TargetProfile, adapt_recipe, resolve_target
@@ -33,6 +35,7 @@ MEMORY_BASE_BYTES = 1_000_000_000
 DISK_FACTOR = 8
 """Stage results in the cache: three float graphs and the candidates, against the size of the checkpoint."""
 
+_PACKAGED = "no --data and no --calibration given: weights and ranges are calibrated on packaged texts, which are not like yours"
 _DEQUANTIZED = (
     "the weights of {} were quantized already: every loss is measured against them as dequantized, not against the original"
 )
@@ -187,6 +190,8 @@ def prepare(request: CompileRequest) -> Plan:
         source is not None and recipe is not None and resolved is not None and target is not None and data is not None
     )  # no problems
     dataset, calibration, digest = data
+    if calibration and not (request.data or request.calibration):
+        notices.append(_PACKAGED)
     return Plan(request, source, recipe, resolved, target[0], target[1], dataset, calibration, digest, tuple(notices))
 
 
@@ -269,10 +274,11 @@ def _load_data(request: CompileRequest, source: SourceModel, recipe: Recipe) -> 
         kind = source.task if sound else "feature-extraction"
         texts = load_dataset(request.calibration, task=kind, columns={}, labels=(), max_examples=count, seed=seed)
         return dataset, texts.texts(), texts.sha256
-    if dataset is None:
-        return None, (), ""
     if source.task in ENCODER_DECODER_TASKS:
-        return dataset, (), dataset.sha256  # no rung of theirs is calibrated, and every example counts
+        return dataset, (), "" if dataset is None else dataset.sha256  # no rung of theirs is calibrated, and every example counts
+    if dataset is None:
+        packaged = calibration_texts(source.task)
+        return None, packaged, hashlib.sha256(repr(packaged).encode()).hexdigest()
     if source.task == "text-generation":
         calibration, rest = dataset.without_repeats().split_calibration(count, hold_out_from=LANGUAGE_HOLD_OUT)
     else:

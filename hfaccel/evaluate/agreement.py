@@ -22,6 +22,8 @@ class Agreement:
         cosine: of the sentence embedding, the mean of ``last_hidden_state``, or the flattened logits [examples].
         top1: share of equal decisions [examples]; None for vectors. A decision is the top label of a position, each label's yes
             or no (multi-label), or the order against every other example (a single number per example).
+        expected: how probably the decisions are right by the source's own probabilities, the source's decisions and the candidate's,
+            [examples] each; None for vectors and single numbers.
         kl: mean Kullback-Leibler divergence from the source in nats [examples]; None for vectors, multi-label and single numbers.
         non_finite: how many examples have a candidate output that is not finite.
         identical: whether all outputs are equal to the bit.
@@ -29,6 +31,7 @@ class Agreement:
 
     cosine: Floats
     top1: Floats | None
+    expected: tuple[Floats, Floats] | None
     kl: Floats | None
     non_finite: int
     identical: bool
@@ -64,18 +67,33 @@ def compare_outputs(
     )
     left, right = [np.nan_to_num(array) for array in left], [np.nan_to_num(array) for array in right]
     cosines = np.array([cosine(first, second) for first, second in zip(left, right, strict=True)])
-    top1, divergence = (None, None) if vectors else _decisions(left, right, problem_type)
-    return Agreement(cosines, top1, divergence, non_finite, identical)
+    if vectors:
+        return Agreement(cosines, None, None, None, non_finite, identical)
+    if problem_type != "multi_label_classification" and left[0].shape[-1] == 1:
+        order = _same_order(*(np.array([array.ravel()[0] for array in side]) for side in (left, right)))
+        return Agreement(cosines, order, None, None, non_finite, identical)
+    decide = _labels_of if problem_type == "multi_label_classification" else _top_label
+    made = [decide(first, second) for first, second in zip(left, right, strict=True)]
+    same, own, others = (np.array(column) for column in zip(*made, strict=True))
+    divergence = None
+    if problem_type != "multi_label_classification":
+        divergence = np.array([_divergence(first, second) for first, second in zip(left, right, strict=True)])
+    return Agreement(cosines, same, (own, others), divergence, non_finite, identical)
 
 
-def _decisions(left: list[Floats], right: list[Floats], problem_type: ProblemType | None) -> tuple[Floats, Floats | None]:
-    pairs = list(zip(left, right, strict=True))
-    if problem_type == "multi_label_classification":
-        return np.array([np.mean((first > 0) == (second > 0)) for first, second in pairs]), None
-    if left[0].shape[-1] == 1:
-        return _same_order(np.array([array.ravel()[0] for array in left]), np.array([array.ravel()[0] for array in right])), None
-    top1 = np.array([np.mean(first.argmax(axis=-1) == second.argmax(axis=-1)) for first, second in pairs])
-    return top1, np.array([_divergence(first, second) for first, second in pairs])
+def _top_label(source: Floats, candidate: Floats) -> tuple[float, float, float]:
+    """Of logits [..., labels]: the share of equal decisions, and how probably the source's and the candidate's are right."""
+    probabilities = np.exp(_log_softmax(source))
+    first, second = source.argmax(axis=-1), candidate.argmax(axis=-1)
+    own, others = (np.take_along_axis(probabilities, top[..., None], axis=-1).mean() for top in (first, second))
+    return float(np.mean(first == second)), float(own), float(others)
+
+
+def _labels_of(source: Floats, candidate: Floats) -> tuple[float, float, float]:
+    """The same where each label is a yes or no of its own."""
+    certainty = 1 / (1 + np.exp(-np.abs(source)))
+    same = (source > 0) == (candidate > 0)
+    return float(same.mean()), float(certainty.mean()), float(np.where(same, certainty, 1 - certainty).mean())
 
 
 def vector_of(output: RawOutput) -> Floats:

@@ -40,9 +40,10 @@ def _numbers(verdict: Verdict, settings: AccuracySection) -> str:
             f"mean cosine {verdict.cosine_mean:.4f}, 95 % bound {verdict.cosine_lower_bound:.4f}, "
             f"at least {settings.min_cosine} is asked"
         )
+    what, asked = ("answer", settings.min_agreement) if verdict.losses else ("order", settings.min_same_order)
     return (
-        f"same answer as the source in {verdict.agreement_mean:.2%}, 95 % bound {verdict.agreement_lower_bound:.2%}, "
-        f"at least {settings.min_agreement:.2%} is asked"
+        f"same {what} as the source in {verdict.agreement_mean:.2%}, 95 % bound {verdict.agreement_lower_bound:.2%}, "
+        f"at least {asked:.2%} is asked"
     )
 
 

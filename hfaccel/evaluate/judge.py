@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from hfaccel.artifact.contract import ProblemType, Task
@@ -11,7 +11,7 @@ from hfaccel.evaluate.agreement import Agreement, RawOutput, compare_outputs
 from hfaccel.evaluate.bounds import mean_lower_bound, mean_upper_bound, share_lower_bound
 from hfaccel.evaluate.dataset import Dataset
 from hfaccel.evaluate.gate import MOST_EXAMPLES, Loss, round_up
-from hfaccel.evaluate.metrics import MetricName, resolve_metric
+from hfaccel.evaluate.metrics import EXPECTED_ACCURACY, MetricName, resolve_metric
 from hfaccel.evaluate.predictions import references_of
 from hfaccel.evaluate.sequential import TOTAL_ERROR, Look, Outcome
 from hfaccel.evaluate.slices import Scores, Slice, SliceLoss, find_slices, slice_agreements, slice_losses
@@ -28,7 +28,7 @@ class Verdict:
         passed: whether it is proven to be.
         decided: whether more examples can no longer change that; False only at a look that is not the last.
         reason: why it did not pass, or None.
-        losses: on labelled data.
+        losses: of the metric on labelled data; without labels, of the accuracy to expect by the source's own probabilities.
         slices: the loss of parts of the data.
         cosine_mean: of the outputs with the source's.
         cosine_lower_bound: of that mean.
@@ -108,9 +108,10 @@ def judge(
 ) -> Verdict:
     """Judge a candidate against its source on the same inputs.
 
-    Vectors must keep their cosine, with labels or without. With labels the bound of the loss must lie inside the budget; without,
-    the bound of the agreement must reach its minimum. No slice may be proven to lose more than a slice may. Outputs that are not
-    finite fail. Equal bits always pass.
+    Vectors must keep their cosine, with labels or without. The bound of the loss must lie inside the budget: that of the metric
+    with labels, and without that of the accuracy to expect by the source's own probabilities, to which another answer costs little
+    where the source was of two minds; there the bound of the agreement must reach its minimum too, lest a source that is never sure
+    excuse everything. No slice may be proven to lose more than a slice may. Outputs that are not finite fail. Equal bits always pass.
 
     Args:
         task: the task.
@@ -139,20 +140,20 @@ def judge(
     same = None if agreement.top1 is None else _bounds(agreement, agreement.top1, look, shares=True)
     losses: tuple[Loss, ...] = ()
     parts: tuple[SliceLoss, ...] = ()
-    if not labelled:
+    scores: Scores | None = None
+    if labelled:
+        references = references_of(task, problem_type, labels, dataset)
+        named = resolve_metric(metric, task, problem_type)
+        scores = Scores(named, source_predictions, candidate_predictions, references, dataset.clusters(), agreement.identical)
+    elif agreement.expected is not None:
+        # The references are the probabilities, which are in the scores already.
+        scores = Scores(EXPECTED_ACCURACY, *agreement.expected, agreement.expected[0], dataset.clusters(), agreement.identical)
+    if scores is None:
         parts = slice_agreements(slices, dataset, agreement, settings=settings, error=look.refuse_error)
     elif agreement.non_finite == 0:
-        references = references_of(task, problem_type, labels, dataset)
-        scores = Scores(
-            resolve_metric(metric, task, problem_type),
-            source_predictions,
-            candidate_predictions,
-            references,
-            dataset.clusters(),
-            agreement.identical,
-        )
         accept, refuse = 1 - look.accept_error, 1 - look.refuse_error
-        losses = (scores.loss(confidence=accept, lower_confidence=refuse, resamples=settings.resamples, seed=seed),)
+        loss = scores.loss(confidence=accept, lower_confidence=refuse, resamples=settings.resamples, seed=seed)
+        losses = (replace(loss, labelled=labelled),)
         parts = slice_losses(slices, scores, problem_type=problem_type, settings=settings, error=look.refuse_error, seed=seed)
     decision = _decide(agreement, cosine, same, losses, parts, settings, look, labelled=labelled)
     return Verdict(
@@ -214,7 +215,7 @@ def _decide(
         needed = loss.examples_needed(settings.max_loss, confidence=1 - TOTAL_ERROR)
         found.append((outcome, "loss-over-budget", needed, loss.loss <= settings.max_loss))
     if same is not None and not labelled:
-        minimum = settings.min_agreement
+        minimum = settings.min_agreement if losses else settings.min_same_order
         needed = same.examples_needed(minimum)
         found.append((same.outcome(look, minimum), "agreement-under-minimum", needed, same.mean >= minimum))
     for outcome, reason, needed, inside in found:

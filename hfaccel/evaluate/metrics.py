@@ -49,7 +49,7 @@ class Metric:
             with hardly any errors would make any other error a huge share.
     """
 
-    name: MetricName
+    name: str
     tasks: tuple[Task, ...]
     statistics: Callable[[Any, Any], Floats]
     combine: Callable[[Floats, Floats], Floats]
@@ -268,3 +268,5 @@ METRICS: Mapping[MetricName, Metric] = {
     "chrf": Metric("chrf", ("text-generation", *_WRITTEN), character_counts, chrf),
     "rouge_l": Metric("rouge_l", _GENERATED, longest_common_words, _weighted_mean),
 }
+EXPECTED_ACCURACY = Metric("expected_accuracy", (), lambda scores, _: scores[:, None], _weighted_mean)
+"""Without labels: how many answers are right if the source's probabilities are; its predictions are those scores [examples]."""

@@ -1,27 +1,34 @@
-"""The packaged sample: what models are compared on when the user gives no data."""
+"""The packaged texts: what models are compared on, and calibrated on, when the user gives no data."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from importlib.resources import files
-from itertools import combinations
+from itertools import combinations, permutations
 
+from hfaccel.artifact.contract import Task
 from hfaccel.evaluate.dataset import Dataset, digest
-from hfaccel.evaluate.example import Example
+from hfaccel.evaluate.example import Example, TextInput
 
 # Scripts that are written without spaces between sentences.
 _UNSPACED = ("zh", "ja", "th")
+_PAIRED: tuple[Task, ...] = ("question-answering", "text-ranking")
+"""Tasks whose models read two texts together."""
 
 
-def multilingual_sample() -> Dataset:
+def multilingual_sample(task: Task | None = None) -> Dataset:
     """Unlabelled texts in 23 languages: each sentence alone, and each two sentences of a language together.
 
     Agreement of 99 % cannot be shown with fewer than 299 texts even when none disagrees, so the sentences are also combined.
+
+    Args:
+        task: models of some tasks read two texts: each sentence with each other one of its language.
     """
     examples: list[Example] = []
-    for line in files("hfaccel.evaluate").joinpath("data/sample.txt").read_text(encoding="utf-8").splitlines():
-        if line.startswith("#"):
+    for language, *sentences in _lines("sample.txt"):
+        if task in _PAIRED:
+            examples += [_paired(task, first, second, language) for first, second in permutations(sentences, 2)]
             continue
-        language, *sentences = line.split("|")
         joiner = "" if language in _UNSPACED else " "
         texts = [*sentences, *(joiner.join(pair) for pair in combinations(sentences, 2))]
         examples += [Example(text=text, slice=language) for text in texts]
@@ -33,3 +40,26 @@ def multilingual_sample() -> Dataset:
         multilingual_sample=True,
         slice_column="language",
     )
+
+
+def calibration_texts(task: Task | None = None) -> tuple[TextInput, ...]:
+    """Texts of many kinds and languages, none of them in the sample that models are compared on.
+
+    Args:
+        task: models of some tasks read two texts: each text with the one after it.
+    """
+    texts = [text.replace("\\n", "\n") for _, text in _lines("calibration.txt", separators=1)]
+    return tuple(zip(texts, [*texts[1:], texts[0]], strict=True)) if task in _PAIRED else tuple(texts)
+
+
+def _paired(task: Task | None, first: str, second: str, language: str) -> Example:
+    if task == "question-answering":
+        return Example(text=first, context=second, slice=language)
+    return Example(text=(first, second), slice=language)
+
+
+def _lines(name: str, *, separators: int = -1) -> Iterator[Sequence[str]]:
+    """The parts of each line of a packaged file, comments left out."""
+    for line in files("hfaccel.evaluate").joinpath(f"data/{name}").read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            yield line.split("|", separators)

@@ -208,7 +208,7 @@ def slice_agreements(
     values = agreement.cosine if agreement.top1 is None else agreement.top1
     if dataset.separate_pairs:
         values = _of_pairs(dataset, values)
-    allowed = 1 - (settings.min_cosine if vectors else settings.min_agreement)
+    allowed = 1 - (settings.min_cosine if vectors else settings.min_same_order)
     limit = min(1.0, allowed * settings.slice_limit / settings.max_loss)
     large = [item for item in slices if len(item.members) >= settings.slice_examples]
     results = []

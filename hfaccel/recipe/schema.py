@@ -307,9 +307,11 @@ class AccuracySection(Section):
     """Stage 5 and its gates.
 
     ``max_loss`` is relative (0.01 = 1 %); the one-sided 95 % bound of the loss must lie inside. ``min_cosine`` gates vectors
-    (lower bound of the mean), ``min_agreement`` the label-free top-1 agreement (lower bound). ``batch_invariance`` is the
-    smallest cosine allowed between an example alone and in a padded batch. Of parts of the data (by length, label, language) with
-    at least ``slice_examples`` examples none may be proven to lose more than ``max_slice_loss`` (null: 3 times ``max_loss``).
+    (lower bound of the mean). Without labels ``max_loss`` gates the accuracy to expect by the source's own probabilities, and
+    ``min_agreement`` the share of equal answers (lower bound); where a model gives a single number, ``min_same_order`` gates the
+    share of pairs of texts that it puts in the same order. ``batch_invariance`` is the smallest cosine allowed between an example
+    alone and in a padded batch. Of parts of the data (by length, label, language) with at least ``slice_examples`` examples none
+    may be proven to lose more than ``max_slice_loss`` (null: 3 times ``max_loss``).
     """
 
     max_loss: float = Field(gt=0, lt=1)
@@ -317,6 +319,7 @@ class AccuracySection(Section):
     slice_examples: int = Field(ge=10)
     min_cosine: float = Field(gt=0, le=1)
     min_agreement: float = Field(gt=0, le=1)
+    min_same_order: float = Field(gt=0, le=1)
     batch_invariance: float = Field(gt=0, le=1)
     max_examples: int = Field(ge=8)
     resamples: int = Field(ge=200, le=20000)

@@ -183,16 +183,19 @@ class Measure:
 
 
 def measures(manifest: Manifest) -> Iterator[Measure]:
-    """The measures that decided: the loss where there are labels, cosine for vectors, else agreement with the source."""
+    """The measures that decided: the loss, cosine for vectors; without labels how often answers (or their order) differ."""
     limits = manifest["recipe"]["accuracy"]
     verdicts = [item["verdict"] for item in manifest["candidates"] if item["verdict"]]
-    labelled = any(verdict["losses"] for verdict in verdicts)
-    if labelled:
-        yield Measure("loss", "Loss of the task's metric", limits["max_loss"], True)
+    losses = [loss for verdict in verdicts for loss in verdict["losses"]]
+    labelled = any(loss.get("labelled", True) for loss in losses)
+    if losses:
+        metric = "task's metric" if labelled else "accuracy that the source's own probabilities let expect"
+        yield Measure("loss", f"Loss of the {metric}", limits["max_loss"], True)
     if verdicts and all(verdict.get("agreement_mean") is None for verdict in verdicts):
         yield Measure("cosine", "Distance of the vectors (1 - cosine)", 1 - limits["min_cosine"], False)
     elif verdicts and not labelled:
-        yield Measure("agreement", "Answers other than the source's", 1 - limits["min_agreement"], True)
+        least = limits["min_agreement"] if losses else limits["min_same_order"]
+        yield Measure("agreement", "Answers other than the source's", 1 - least, True)
 
 
 @dataclass(frozen=True)

@@ -82,8 +82,10 @@ def cache_words(bits: int, token_bytes: int) -> str:
 
 
 def examples_words(loss: Mapping[str, Any]) -> str:
-    """What a loss was measured on, counted: labelled examples, or texts whose every next token counts."""
-    return f"{loss['examples']} texts" if loss.get("method") == "documents" else f"{loss['examples']} labelled examples"
+    """What a loss was measured on, counted: labelled examples, texts without labels, or texts whose every next token counts."""
+    if loss.get("method") == "documents":
+        return f"{loss['examples']} texts"
+    return f"{loss['examples']} labelled examples" if loss.get("labelled", True) else f"{loss['examples']} texts without labels"
 
 
 def greedy_words(greedy: Mapping[str, Any]) -> str:

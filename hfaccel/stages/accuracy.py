@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from hfaccel.runtime.session import Runner
 
 NAME: StageName = "accuracy"
-REVISION = 21
+REVISION = 22
 LIBRARIES = (
     "torch",
     "transformers",
@@ -81,7 +81,7 @@ def run(artifact: Artifact | None, ctx: StageContext) -> StageResult:
         GateError: not even the float graph holds the gates, or a precision was demanded and no candidate has it.
     """
     assert artifact is not None  # the pipeline checked requires()
-    dataset = ctx.dataset or multilingual_sample()
+    dataset = ctx.dataset or multilingual_sample(artifact.contract.task)
     if ctx.dataset is None:
         ctx.progress.warn(
             "no --data given: accuracy is agreement with the source on the packaged multilingual sample, not task accuracy"

@@ -76,13 +76,15 @@ class Examiner:
         Args:
             runner: the graph.
             error_share: how much of the 5 % this verdict may err with, where it is one of several on the same data.
-            brief: of data without labels look at the first examples only: the graph is known to be the source.
+            brief: of data without labels look at the first examples only, too few to bound anything: the graph is known to be the
+                source.
         """
         model = Model(runner, self._tokenizer, self._contract)
         first = replace(self.dataset, examples=self.dataset.examples[:INVARIANCE_TEXTS])
         invariance = smallest_batch_cosine(model, encode_dataset(model, first)[:INVARIANCE_TEXTS])
-        verdict = self._judge(model, error_share, brief=brief)
-        if not verdict.passed:
+        brief = brief and not self.dataset.labelled
+        verdict = self._glance(model) if brief else self._judge(model, error_share)
+        if not verdict.passed and (not brief or verdict.reason == "not-finite"):
             return Finding(verdict, invariance, verdict.reason, explain(verdict, self._limits))
         if invariance < self._limits.batch_invariance:
             asked = self._limits.batch_invariance
@@ -90,12 +92,13 @@ class Examiner:
             return Finding(verdict, invariance, "batch-variant", detail)
         return Finding(verdict, invariance, None, "")
 
-    def _judge(self, model: Model, error_share: float, *, brief: bool) -> Verdict:
+    def _glance(self, model: Model) -> Verdict:
+        look = Look(examples=min(BRIEF_EXAMPLES, len(self.dataset.examples)))
+        return replace(self._verdict(evaluate(model, self._part(0, look.examples)), look), losses=())
+
+    def _judge(self, model: Model, error_share: float) -> Verdict:
         """The verdict of the first look that decides."""
-        looks = self._looks
-        if brief and not self.dataset.labelled:
-            looks = (Look(examples=min(BRIEF_EXAMPLES, len(self.dataset.examples))),)
-        first, *others = (replace(look, accept_error=look.accept_error * error_share) for look in looks)
+        first, *others = (replace(look, accept_error=look.accept_error * error_share) for look in self._looks)
         seen = evaluate(model, self._part(0, first.examples))
         verdict, before = self._verdict(seen, first), first.examples
         for look in others:

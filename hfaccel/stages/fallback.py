@@ -143,7 +143,9 @@ def _search(
     found = find_float_set(list(errors), holds, lambda: time.monotonic() > deadline, most_take_backs=most_take_backs)
     if found is None:
         shutil.rmtree(scratch, ignore_errors=True)
-        yield replace(candidate, reason="no-float-set-found", detail=f"no set held the gate in {journal.trials} trials")
+        yield replace(
+            candidate, reason="no-float-set-found", detail=f"no set of MatMuls in float held the gate (tried: {journal.trials})"
+        )
         return
     fallback = _confirmed(candidate, rung, prepared, found, errors, examiner, ctx)
     shutil.rmtree(scratch, ignore_errors=True)

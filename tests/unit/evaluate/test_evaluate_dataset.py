@@ -7,11 +7,12 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from hfaccel.artifact.contract import Task
 from hfaccel.errors import DataError
 from hfaccel.evaluate.columns import RowParser
 from hfaccel.evaluate.dataset import Dataset, Example, load_dataset
 from hfaccel.evaluate.predictions import references_of
-from hfaccel.evaluate.sample import multilingual_sample
+from hfaccel.evaluate.sample import calibration_texts, multilingual_sample
 
 LABELS = ("negative", "positive")
 
@@ -126,6 +127,22 @@ def test_sample_is_unlabelled_and_large_enough_to_show_99_percent_agreement() ->
     assert sample.multilingual_sample
     assert not sample.labelled
     assert len(sample.texts()) == len(sample.examples) >= 299
+
+
+@pytest.mark.parametrize("task", ["question-answering", "text-ranking"])
+def test_models_that_read_two_texts_are_compared_and_calibrated_on_pairs(task: Task) -> None:
+    sample = multilingual_sample(task)
+    assert all(isinstance(example.model_input, tuple) for example in sample.examples)
+    assert len({example.model_input for example in sample.examples}) == len(sample.examples) >= 299
+    assert all(len(pair) == 2 and pair[0] != pair[1] for pair in calibration_texts(task))
+
+
+def test_nothing_that_is_calibrated_on_is_compared_on() -> None:
+    texts = calibration_texts()
+    assert len(set(texts)) == len(texts) >= 64
+    assert "\n" in "".join(map(str, texts))
+    compared = [str(text) for text in multilingual_sample().texts()]
+    assert not any(text in other or other in str(text) for text in texts for other in compared if len(other) > 20)
 
 
 def test_labels_without_names_take_ids_and_refuse_names_of_unknown_order(tmp_path: Path) -> None:

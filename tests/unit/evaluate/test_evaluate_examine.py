@@ -133,4 +133,4 @@ def test_unlabelled_data_is_looked_at_in_parts_too(make: MakeExaminer) -> None:
     good = examiner.examine(changed(1e-6))
     assert (good.reason, good.verdict.examples) == (None, 1000)
     bad = examiner.examine(changed(0.5))
-    assert (bad.reason, bad.verdict.examples) == ("agreement-under-minimum", 500)
+    assert (bad.reason, bad.verdict.examples) == ("loss-over-budget", 500)

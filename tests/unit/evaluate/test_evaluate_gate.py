@@ -17,7 +17,7 @@ from hfaccel.evaluate.predictions import predictions_from_outputs, tags_of_words
 from hfaccel.recipe.schema import AccuracySection
 
 LIMITS = AccuracySection(
-    max_loss=0.01, max_slice_loss=None, slice_examples=20, min_cosine=0.995, min_agreement=0.99, batch_invariance=0.99,
+    max_loss=0.01, max_slice_loss=None, slice_examples=20, min_cosine=0.995, min_agreement=0.95, min_same_order=0.99, batch_invariance=0.99,
     max_examples=5000, resamples=400,
 )  # fmt: skip
 
@@ -95,14 +95,75 @@ def test_outputs_that_are_not_finite_fail() -> None:
     assert (verdict.passed, verdict.reason) == (False, "not-finite")
 
 
-def test_disagreement_without_labels_fails_with_its_reason() -> None:
-    logits = np.random.default_rng(0).normal(size=(400, 3))
+@pytest.mark.parametrize(("sure", "reason"), [(3.0, "loss-over-budget"), (0.05, "agreement-under-minimum")])
+def test_disagreement_without_labels_fails_however_sure_the_source_was(sure: float, reason: str) -> None:
+    logits = sure * np.random.default_rng(0).normal(size=(400, 3))
     changed = logits.copy()
     changed[:40] = np.roll(changed[:40], 1, axis=1)
     verdict = classify(logits, changed, None)
-    assert verdict.reason == "agreement-under-minimum"
+    assert verdict.reason == reason
     assert verdict.agreement_mean == pytest.approx(0.9)
     assert verdict.to_json()["labelled"] is False
+    assert verdict.to_json()["losses"][0]["labelled"] is False
+
+
+def test_another_answer_costs_what_the_source_gave_away() -> None:
+    source = np.log(np.array([[0.7, 0.2, 0.1], [0.4, 0.35, 0.25], [0.9, 0.05, 0.05]]))
+    answers = np.array([[1.0, 0, 0], [0, 1, 0], [1, 0, 0]])  # the second one turned
+    agreement = compare_outputs(
+        "text-classification", [{"logits": row} for row in source], [{"logits": row} for row in answers],
+        problem_type="single_label_classification",
+    )  # fmt: skip
+    assert agreement.expected is not None
+    own, others = agreement.expected
+    assert own == pytest.approx([0.7, 0.4, 0.9])
+    assert others == pytest.approx([0.7, 0.35, 0.9])
+
+
+def test_labels_of_their_own_cost_what_each_yes_or_no_gave_away() -> None:
+    source = np.log(np.array([0.9, 0.6, 0.2]) / np.array([0.1, 0.4, 0.8]))
+    agreement = compare_outputs(
+        "text-classification", [{"logits": source}], [{"logits": source * [1, -1, 1]}], problem_type="multi_label_classification"
+    )
+    assert agreement.expected is not None
+    assert [float(side[0]) for side in agreement.expected] == pytest.approx([(0.9 + 0.6 + 0.8) / 3, (0.9 + 0.4 + 0.8) / 3])
+
+
+def test_answers_that_turn_where_the_source_is_of_two_minds_cost_little_and_others_are_refused() -> None:
+    """Labels drawn from the source's own probabilities lose what was expected without them, up to chance."""
+    generator = np.random.default_rng(4)
+    logits = generator.normal(size=(4000, 3)) * 4
+    probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    truth = np.array([generator.choice(3, p=row) for row in probabilities])
+    margin = np.diff(np.sort(probabilities, axis=1)[:, 1:], axis=1)[:, 0]
+    swapped = logits[:, ::-1].copy()
+    near, sure = np.argsort(margin)[:100], np.argsort(margin)[-100:]
+    for turned, accepted in ((near, True), (sure, False)):
+        candidate = logits.copy()
+        candidate[turned] = swapped[turned]
+        blind, sighted = classify(logits, candidate, None), classify(logits, candidate, truth)
+        assert blind.passed is accepted
+        assert blind.losses[0].loss == pytest.approx(sighted.losses[0].loss, abs=0.006)
+
+
+def test_three_times_the_budget_is_rejected_without_labels_too() -> None:
+    accepted = 0
+    for seed in range(100):
+        generator = np.random.default_rng(seed)
+        logits = generator.normal(size=(483, 3)) * 3
+        noise = generator.normal(size=(483, 3))
+        low, high = 0.0, 20.0
+        for _ in range(30):  # the noise whose expected loss on many more texts would be 3 %
+            middle = (low + high) / 2
+            low, high = (middle, high) if _expected_loss(logits, logits + middle * noise) < 0.03 else (low, middle)
+        accepted += classify(logits, logits + high * noise, None).passed
+    assert accepted <= 5
+
+
+def _expected_loss(source: np.ndarray, candidate: np.ndarray) -> float:
+    chances = np.exp(source) / np.exp(source).sum(axis=1, keepdims=True)
+    rows = np.arange(len(source))
+    return float(1 - chances[rows, candidate.argmax(axis=1)].mean() / chances[rows, source.argmax(axis=1)].mean())
 
 
 def test_pairs_of_shared_texts_give_a_wider_bound_than_independent_pairs() -> None:

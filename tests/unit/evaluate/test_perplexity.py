@@ -29,7 +29,7 @@ from hfaccel.evaluate.perplexity import (
 from hfaccel.recipe.schema import AccuracySection
 
 LIMITS = AccuracySection(
-    max_loss=0.01, max_slice_loss=None, slice_examples=20, min_cosine=0.995, min_agreement=0.99, batch_invariance=0.99,
+    max_loss=0.01, max_slice_loss=None, slice_examples=20, min_cosine=0.995, min_agreement=0.95, min_same_order=0.99, batch_invariance=0.99,
     max_examples=5000, resamples=400,
 )  # fmt: skip
 TOKENS, VOCABULARY = 20, 7
