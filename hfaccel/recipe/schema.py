@@ -19,6 +19,7 @@ RewriteName = Literal[
     "drop_empty_row_guard",
     "merge_transposes",
     "fold_attention_scale",
+    "narrow_relative_positions",
     "pack_projections",
     "untie_head",
     "last_token_logits",
@@ -39,11 +40,20 @@ class Section(BaseModel):
 
 
 class ExportSection(Section):
-    """Stage 1. ``exporters`` are tried in order; the first whose graph passes parity is taken."""
+    """Stage 1. ``exporters`` are tried in order; the first whose graph passes parity is taken.
+
+    ``attention``: as transformers computes it. ``auto`` is ``sdpa`` where it has that for the architecture and ``eager`` elsewhere,
+    what its users get by default; another one that is named must be there.
+    """
 
     exporters: tuple[ExporterName, ...] = Field(min_length=1)
     opset: int = Field(ge=18, le=23)
-    attention: Literal["sdpa", "eager"]
+    attention: Literal["auto", "sdpa", "eager"]
+
+    @property
+    def attention_implementation(self) -> Literal["sdpa", "eager"] | None:
+        """What transformers is asked for; None: its default."""
+        return None if self.attention == "auto" else self.attention
 
 
 class ParitySection(Section):

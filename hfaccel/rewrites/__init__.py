@@ -15,6 +15,7 @@ from hfaccel.rewrites.last_layer_pooled_token import run_last_layer_for_pooled_t
 from hfaccel.rewrites.last_token_logits import last_token_logits
 from hfaccel.rewrites.merge_transposes import merge_transposes
 from hfaccel.rewrites.name_symbols import name_symbols
+from hfaccel.rewrites.narrow_relative_positions import narrow_relative_positions
 from hfaccel.rewrites.pack_gate_up import pack_gate_up
 from hfaccel.rewrites.pack_projections import pack_projections
 from hfaccel.rewrites.untie_head import untie_head
@@ -37,6 +38,7 @@ REWRITES: Mapping[RewriteName, Rewrite] = {
     "drop_empty_row_guard": drop_empty_row_guard,
     "merge_transposes": merge_transposes,
     "fold_attention_scale": fold_attention_scale,
+    "narrow_relative_positions": narrow_relative_positions,
     "pack_projections": pack_projections,
     "untie_head": untie_head,
     "last_token_logits": last_token_logits,

@@ -14,8 +14,16 @@ _LARGEST_CONSTANT = 4096
 """Elements; masks and shapes are made of small constants, and what reads a larger one is more than that."""
 
 
-def ancestors(value: onnx_ir.Value, stop: Collection[onnx_ir.Value]) -> list[onnx_ir.Node] | None:
-    """The nodes that compute ``value`` from the values in ``stop`` and small constants, in no order; None if it needs others."""
+def ancestors(
+    value: onnx_ir.Value, stop: Collection[onnx_ir.Value], *, largest: int | None = _LARGEST_CONSTANT
+) -> list[onnx_ir.Node] | None:
+    """The nodes that compute ``value`` from the values in ``stop`` and small constants, in no order; None if it needs others.
+
+    Args:
+        value: to be computed.
+        stop: values that are given.
+        largest: elements of a constant that still counts as small; None: all do.
+    """
     found: dict[onnx_ir.Node, None] = {}
     todo = [value]
     while todo:
@@ -23,7 +31,7 @@ def ancestors(value: onnx_ir.Value, stop: Collection[onnx_ir.Value]) -> list[onn
         if current in stop:
             continue
         if current.const_value is not None:
-            if current.const_value.size > _LARGEST_CONSTANT:
+            if largest is not None and current.const_value.size > largest:
                 return None
             continue
         node = current.producer()

@@ -86,6 +86,11 @@ def load_torch_model(source: SourceModel, *, attention: Literal["sdpa", "eager"]
     ).eval()
 
 
+def attention_of(model: torch.nn.Module) -> str:
+    """Which implementation of attention transformers computes a loaded model with: ``sdpa``, ``eager``."""
+    return str(model.hf_model.config._attn_implementation)  # type: ignore[union-attr]  # TaskModel has it
+
+
 class TorchRunner:
     """Runs a loaded model on numpy arrays, like a session of the run time.
 

@@ -88,7 +88,7 @@ def run(artifact: Artifact | None, ctx: StageContext) -> StageResult:
         )
     tokenizer = TextTokenizer(ctx.artifacts["export"].folder, artifact.contract.text)
     ctx.progress.step(f"running the source over {len(dataset.examples)} examples")
-    source = TorchRunner(load_torch_model(ctx.source, attention=ctx.recipe.export.attention))
+    source = TorchRunner(load_torch_model(ctx.source, attention=ctx.recipe.export.attention_implementation))
     candidates = load_candidates(artifact.folder)
     examiner = _examiner(source, dataset, tokenizer, artifact, candidates, ctx)
     del source

@@ -16,7 +16,7 @@ from hfaccel.quant.layers import parameter_digests
 from hfaccel.rewrites.graphs import GRAPH_NAME, save_graph
 from hfaccel.source.contract import build_contract
 from hfaccel.source.text import check_tokenizer, write_tokenizer
-from hfaccel.source.torch_model import TorchRunner, load_torch_model
+from hfaccel.source.torch_model import TorchRunner, attention_of, load_torch_model
 from hfaccel.stages.base import StageContext, StageName, StageResult
 from hfaccel.stages.exporters import EXPORTERS, ExportJob, quiet_exporters
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from hfaccel.recipe.schema import ExporterName, Recipe
 
 NAME: StageName = "export"
-REVISION = 8
+REVISION = 9
 LIBRARIES = ("torch", "transformers", "mobius-onnx", "onnx", "onnx-ir", "onnxscript", "tokenizers")
 PARITY_FILE = "parity.npz"
 PARAMETERS_FILE = "parameters.json"
@@ -52,7 +52,7 @@ def run(artifact: Artifact | None, ctx: StageContext) -> StageResult:
         GateError: graphs were produced, none agrees with the source.
     """
     ctx.progress.step(f"loading {ctx.source.id} into torch")
-    module = load_torch_model(ctx.source, attention=ctx.recipe.export.attention)
+    module = load_torch_model(ctx.source, attention=ctx.recipe.export.attention_implementation)
     contract = build_contract(ctx.source, module)
     write_tokenizer(ctx.source, ctx.workdir)
     for notice in check_tokenizer(ctx.source, ctx.workdir):
@@ -75,7 +75,13 @@ def run(artifact: Artifact | None, ctx: StageContext) -> StageResult:
             failures.append(error)
             continue
         made = Artifact(ctx.workdir, GRAPH_NAME, "fp32", exported, record_files(ctx.workdir))
-        return StageResult(made, True, {"exporter": name, "parity": vars(result), "weight_bytes": ctx.source.weight_bytes})
+        metrics = {
+            "exporter": name,
+            "attention": attention_of(module),
+            "parity": vars(result),
+            "weight_bytes": ctx.source.weight_bytes,
+        }
+        return StageResult(made, True, metrics)
     raise failures[-1]
 
 
