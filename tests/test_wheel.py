@@ -29,7 +29,7 @@ def test_every_recipe_is_in_the_package(names: set[str]) -> None:
 def test_every_module_and_the_sample_are_in_the_package(names: set[str]) -> None:
     modules = {str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / "hfaccel").rglob("*.py")}
     assert modules <= names
-    assert {"hfaccel/evaluate/data/sample.txt", "hfaccel/evaluate/data/calibration.txt"} <= set(names)
+    assert {f"hfaccel/evaluate/data/{name}.txt" for name in ("sample", "calibration", "passages")} <= names
 
 
 def test_nothing_else_is_in_the_wheel(names: set[str]) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from hfaccel.evaluate.cached_decoding import POSITION_IDS, empty_past
 from hfaccel.runtime.batching import pad, plan_batches
-from hfaccel.runtime.tokenizer import TextTokenizer
+from hfaccel.runtime.tokenizer import Encoded, TextTokenizer
 
 if TYPE_CHECKING:
     from hfaccel.artifact.generation import GenerationSettings
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 CALIBRATION_BATCH = 8
 CALIBRATION_TOKENS = 1024
 """Tokens of a batch: every activation of the graph is an output then, 0.25 MB a token for BERT-base."""
+UNKNOWN_SHARE = 0.3
+"""Of its tokens that a text may have unknown to the tokenizer."""
 
 
 def calibration_batches(ctx: StageContext) -> list[Feeds]:
@@ -39,11 +41,19 @@ def _batches(texts: Sequence[Any], ctx: StageContext) -> list[Feeds]:
     if contract.generation is not None and contract.generation.encoder is not None:
         return []  # no rung of an encoder-decoder measures activations yet
     tokenizer = TextTokenizer(ctx.artifacts["export"].folder, contract.text)
-    encoded = tokenizer.encode(texts)
+    encoded = _mostly_known(tokenizer.encode(texts), tokenizer.unknown_id)
     order = plan_batches([len(item.ids) for item in encoded], max_batch=CALIBRATION_BATCH, max_tokens=CALIBRATION_TOKENS)
     np.random.default_rng(ctx.recipe.seed).shuffle(order)
     batches: list[Feeds] = [pad([encoded[index] for index in batch], contract.text) for batch in order]
     return batches if contract.generation is None else [_with_empty_past(feeds, contract.generation) for feeds in batches]
+
+
+def _mostly_known(encoded: Sequence[Encoded], unknown_id: int | None) -> Sequence[Encoded]:
+    """Those of whose words the tokenizer knows most: packaged texts say nothing to a model of another language. All, if none is."""
+    if unknown_id is None:
+        return encoded
+    known = [item for item in encoded if np.mean(np.asarray(item.ids) == unknown_id) <= UNKNOWN_SHARE]
+    return known or encoded
 
 
 def _with_empty_past(feeds: Feeds, settings: GenerationSettings) -> Feeds:

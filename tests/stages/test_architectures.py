@@ -6,11 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
 from hfaccel.api import SilentProgress
 from hfaccel.pipeline import compile_model
-from hfaccel.recipe.load import list_recipes, load_recipe
+from hfaccel.recipe.load import list_recipes
 from hfaccel.request import CompileRequest
+from tests.stages.conftest import SIZES, SPECIAL, TOKEN_TYPES, WORDS
 
 # model_type -> the task that its row in conftest stands for.
 TASKS = {
@@ -38,6 +41,8 @@ def test_architecture_compiles_and_holds_its_contract(
     result = compile_model(request, progress)
     stages = {record["stage"]: record for record in result.manifest["stages"]}
     assert stages["quantize"]["status"] == "skipped"
+    has_sdpa = MODEL_MAPPING[CONFIG_MAPPING[model_type]]._supports_sdpa
+    assert stages["export"]["metrics"]["attention"] == ("sdpa" if has_sdpa else "eager")
     assert stages["fuse"]["metrics"]["contract_missed"] == []
     assert stages["fuse"]["metrics"]["parity"]["max_abs"] < 1e-3
     assert result.manifest["contract"]["task"] == TASKS[model_type]
@@ -58,10 +63,15 @@ def test_every_recipe_has_a_row_and_every_head_too() -> None:
     assert heads == set(TASKS.values())
 
 
-@pytest.mark.parametrize("model_type", TASKS)
-def test_recipes_ask_for_attention_that_transformers_has(model_type: str) -> None:
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-    from transformers.models.auto.modeling_auto import MODEL_MAPPING
+def test_an_architecture_of_which_nobody_wrote_compiles_with_the_attention_that_it_has(
+    tmp_path: Path, write_tokenizer: Callable[..., None]
+) -> None:
+    from transformers import RoFormerConfig, RoFormerForSequenceClassification
 
-    has_sdpa = MODEL_MAPPING[CONFIG_MAPPING[model_type]]._supports_sdpa
-    assert load_recipe(model_type).recipe.export.attention == ("sdpa" if has_sdpa else "eager")
+    assert not RoFormerForSequenceClassification._supports_sdpa
+    RoFormerForSequenceClassification(RoFormerConfig(**SIZES)).save_pretrained(tmp_path / "source")
+    write_tokenizer(tmp_path / "source", words=WORDS, settings=SPECIAL | TOKEN_TYPES)
+    request = CompileRequest(str(tmp_path / "source"), tmp_path / "out", overrides=("quantize.enabled=false",))
+    result = compile_model(request, SilentProgress())
+    assert result.manifest["recipe"]["name"] == "encoder"
+    assert result.manifest["stages"][0]["metrics"]["attention"] == "eager"

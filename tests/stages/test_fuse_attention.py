@@ -190,6 +190,7 @@ def test_the_graph_that_ships_is_in_order(make_architecture: Callable[[str], Pat
         "quantize.ladder=[{name: static, scheme: static, graph: fused}]",
         "quantize.precision=int8",
         "accuracy.min_agreement=0.1",
+        "accuracy.max_loss=0.9",
         "accuracy.batch_invariance=0.1",
     )
     bert = str(make_architecture("bert"))

@@ -137,12 +137,22 @@ def test_models_that_read_two_texts_are_compared_and_calibrated_on_pairs(task: T
     assert all(len(pair) == 2 and pair[0] != pair[1] for pair in calibration_texts(task))
 
 
-def test_nothing_that_is_calibrated_on_is_compared_on() -> None:
+@pytest.mark.parametrize("task", [None, "text-generation"])
+def test_nothing_that_is_calibrated_on_is_compared_on(task: Task | None) -> None:
     texts = calibration_texts()
     assert len(set(texts)) == len(texts) >= 64
     assert "\n" in "".join(map(str, texts))
-    compared = [str(text) for text in multilingual_sample().texts()]
+    compared = [str(text) for text in multilingual_sample(task).texts()]
     assert not any(text in other or other in str(text) for text in texts for other in compared if len(other) > 20)
+
+
+def test_language_models_are_compared_on_passages_of_which_most_are_english() -> None:
+    sample = multilingual_sample("text-generation")
+    lengths = [len(str(example.text)) for example in sample.examples]
+    assert len(lengths) >= 50
+    assert sorted(lengths)[len(lengths) // 2] > 250
+    assert sum(example.slice == "en" for example in sample.examples) > len(lengths) / 2
+    assert any("\n" in str(example.text) for example in sample.examples)
 
 
 def test_labels_without_names_take_ids_and_refuse_names_of_unknown_order(tmp_path: Path) -> None:
