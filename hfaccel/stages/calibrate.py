@@ -41,14 +41,14 @@ def _batches(texts: Sequence[Any], ctx: StageContext) -> list[Feeds]:
     if contract.generation is not None and contract.generation.encoder is not None:
         return []  # no rung of an encoder-decoder measures activations yet
     tokenizer = TextTokenizer(ctx.artifacts["export"].folder, contract.text)
-    encoded = _mostly_known(tokenizer.encode(texts), tokenizer.unknown_id)
+    encoded = mostly_known(tokenizer.encode(texts), tokenizer.unknown_id)
     order = plan_batches([len(item.ids) for item in encoded], max_batch=CALIBRATION_BATCH, max_tokens=CALIBRATION_TOKENS)
     np.random.default_rng(ctx.recipe.seed).shuffle(order)
     batches: list[Feeds] = [pad([encoded[index] for index in batch], contract.text) for batch in order]
     return batches if contract.generation is None else [_with_empty_past(feeds, contract.generation) for feeds in batches]
 
 
-def _mostly_known(encoded: Sequence[Encoded], unknown_id: int | None) -> Sequence[Encoded]:
+def mostly_known(encoded: Sequence[Encoded], unknown_id: int | None) -> Sequence[Encoded]:
     """Those of whose words the tokenizer knows most: packaged texts say nothing to a model of another language. All, if none is."""
     if unknown_id is None:
         return encoded
