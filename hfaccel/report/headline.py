@@ -27,6 +27,10 @@ def headline(manifest: Manifest) -> str:
     return f"{lead} {sentence(accuracy_words(manifest))} {size}"
 
 
+EXPECTED_ACCURACY, EXPECTED = "expected_accuracy", "accuracy, expected by the source's own probabilities,"
+"""A metric of data without labels, and how it is told."""
+
+
 def sentence(text: str) -> str:
     """The text with a capital first letter and a full stop."""
     return text[:1].upper() + text[1:] + "."
@@ -65,7 +69,8 @@ def accuracy_words(manifest: Manifest) -> str:
 
 
 def _loss_words(loss: Mapping[str, Any]) -> str:
-    metric, lost, bound = loss["metric"].replace("_", " "), loss["loss"], loss["upper_bound"]
+    lost, bound = loss["loss"], loss["upper_bound"]
+    metric = EXPECTED if loss["metric"] == EXPECTED_ACCURACY else loss["metric"].replace("_", " ")
     if lost == bound == 0:
         return f"its {metric} is the source's, {loss['source']:.4f}"
     compared = f"its {metric} is {loss['candidate']:.4f} against the source's {loss['source']:.4f}"

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from hfaccel.report.evidence import data_words
-from hfaccel.report.facts import many_rows_of, threads_of
+from hfaccel.report.facts import many_rows_of, measures, threads_of
 from hfaccel.report.headline import cautions, headline
 from hfaccel.report.html import report_html
 from hfaccel.report.markdown import candidate_rows, readme_text, report_text
@@ -327,6 +327,23 @@ def test_the_headline_without_labels_speaks_of_agreement() -> None:
         without_data()
     )
     assert "a mean cosine of 0.9990 with the source's" in headline(without_data_vectors())
+    made = without_data()
+    loss = {
+        "metric": "expected_accuracy",
+        "source": 0.8,
+        "candidate": 0.796,
+        "loss": 0.005,
+        "upper_bound": 0.008,
+        "examples": 500,
+    }
+    for item in made["candidates"]:
+        if item["verdict"]:
+            item["verdict"]["losses"] = [loss | {"labelled": False}]
+    assert (
+        "Its accuracy, expected by the source's own probabilities, is 0.7960 against the source's 0.8000, 0.50% worse, with 95 % "
+        "confidence at most 0.80% worse, on 500 texts without labels of the packaged multilingual sample."
+    ) in headline(made)
+    assert [measure.key for measure in measures(made)] == ["loss", "agreement"]
 
 
 def test_the_headline_quotes_an_unstable_timing_only_with_a_warning() -> None:
