@@ -15,6 +15,21 @@ RawOutput = Mapping[str, npt.NDArray[np.floating]]
 
 
 @dataclass(frozen=True)
+class Expected:
+    """How probably decisions are right if the source's probabilities are, [examples] each.
+
+    Attributes:
+        source: its own decisions.
+        candidate: the candidate's.
+        worst: the decisions that it holds for the least probable.
+    """
+
+    source: Floats
+    candidate: Floats
+    worst: Floats
+
+
+@dataclass(frozen=True)
 class Agreement:
     """Agreement per example.
 
@@ -22,8 +37,7 @@ class Agreement:
         cosine: of the sentence embedding, the mean of ``last_hidden_state``, or the flattened logits [examples].
         top1: share of equal decisions [examples]; None for vectors. A decision is the top label of a position, each label's yes
             or no (multi-label), or the order against every other example (a single number per example).
-        expected: how probably the decisions are right by the source's own probabilities, the source's decisions and the candidate's,
-            [examples] each; None for vectors and single numbers.
+        expected: how probably the decisions are right by the source's own probabilities; None for vectors and single numbers.
         kl: mean Kullback-Leibler divergence from the source in nats [examples]; None for vectors, multi-label and single numbers.
         non_finite: how many examples have a candidate output that is not finite.
         identical: whether all outputs are equal to the bit.
@@ -31,7 +45,7 @@ class Agreement:
 
     cosine: Floats
     top1: Floats | None
-    expected: tuple[Floats, Floats] | None
+    expected: Expected | None
     kl: Floats | None
     non_finite: int
     identical: bool
@@ -74,26 +88,27 @@ def compare_outputs(
         return Agreement(cosines, order, None, None, non_finite, identical)
     decide = _labels_of if problem_type == "multi_label_classification" else _top_label
     made = [decide(first, second) for first, second in zip(left, right, strict=True)]
-    same, own, others = (np.array(column) for column in zip(*made, strict=True))
+    same, *expected = (np.array(column) for column in zip(*made, strict=True))
     divergence = None
     if problem_type != "multi_label_classification":
         divergence = np.array([_divergence(first, second) for first, second in zip(left, right, strict=True)])
-    return Agreement(cosines, same, (own, others), divergence, non_finite, identical)
+    return Agreement(cosines, same, Expected(*expected), divergence, non_finite, identical)
 
 
-def _top_label(source: Floats, candidate: Floats) -> tuple[float, float, float]:
-    """Of logits [..., labels]: the share of equal decisions, and how probably the source's and the candidate's are right."""
+def _top_label(source: Floats, candidate: Floats) -> tuple[float, float, float, float]:
+    """Of logits [..., labels]: the share of equal decisions, and how probably the source's, the candidate's and the worst are right."""
     probabilities = np.exp(_log_softmax(source))
     first, second = source.argmax(axis=-1), candidate.argmax(axis=-1)
     own, others = (np.take_along_axis(probabilities, top[..., None], axis=-1).mean() for top in (first, second))
-    return float(np.mean(first == second)), float(own), float(others)
+    return float(np.mean(first == second)), float(own), float(others), float(probabilities.min(axis=-1).mean())
 
 
-def _labels_of(source: Floats, candidate: Floats) -> tuple[float, float, float]:
+def _labels_of(source: Floats, candidate: Floats) -> tuple[float, float, float, float]:
     """The same where each label is a yes or no of its own."""
     certainty = 1 / (1 + np.exp(-np.abs(source)))
     same = (source > 0) == (candidate > 0)
-    return float(same.mean()), float(certainty.mean()), float(np.where(same, certainty, 1 - certainty).mean())
+    others = np.where(same, certainty, 1 - certainty)
+    return float(same.mean()), float(certainty.mean()), float(others.mean()), float(1 - certainty.mean())
 
 
 def vector_of(output: RawOutput) -> Floats:

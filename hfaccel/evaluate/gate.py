@@ -101,6 +101,7 @@ def paired_loss(
     resamples: int,
     seed: int,
     same_outputs: bool = True,
+    largest_cost: float = 1.0,
 ) -> Loss:
     """Relative loss of the candidate with its one-sided bounds.
 
@@ -116,6 +117,7 @@ def paired_loss(
         seed: of the draws.
         same_outputs: what equal predictions prove: True, that the models are the same (loss and bounds 0); False, when the raw
             outputs are known to differ, only that no difference showed on these examples, so that the exact bound applies.
+        largest_cost: of an example that the candidate loses as a whole.
     """
     lower_confidence = confidence if lower_confidence is None else lower_confidence
     source, candidate = metric.statistics(source_predictions, references), metric.statistics(candidate_predictions, references)
@@ -142,7 +144,7 @@ def paired_loss(
             seed=seed,
         )
         lower, upper = resampled.lower_bound(lower_confidence), resampled.upper_bound(confidence)
-        floor = _exact_floor(metric, source, candidate, confidence) if metric.discrete else None
+        floor = _exact_floor(metric, source, candidate, confidence, largest_cost) if metric.discrete else None
         if floor is not None and floor > upper:
             upper, method = floor, f"{method}+exact"
     loss = (source_value - candidate_value if metric.higher_is_better else candidate_value - source_value) / scale
@@ -162,7 +164,7 @@ def _right_or_wrong(source: Floats, candidate: Floats) -> bool:
     return source.shape[1] == 1 and bool(np.isin(source, (0.0, 1.0)).all() and np.isin(candidate, (0.0, 1.0)).all())
 
 
-def _exact_floor(metric: Metric, source: Floats, candidate: Floats, confidence: float) -> float | None:
+def _exact_floor(metric: Metric, source: Floats, candidate: Floats, confidence: float, largest_cost: float) -> float | None:
     """Upper bound of a loss that few examples show; None where enough differ for the bootstrap.
 
     The share of examples that got worse has an exact bound, and each may cost what the costliest one seen did. What was not seen, an
@@ -178,5 +180,5 @@ def _exact_floor(metric: Metric, source: Floats, candidate: Floats, confidence: 
         swapped[example] = candidate[example]
         costs.append(count * sign * float((before - metric.combine(swapped, once))[0]))
     worse = [cost for cost in costs if cost > 0]
-    unseen = share_upper_bound(0, count, confidence=confidence)
+    unseen = share_upper_bound(0, count, confidence=confidence) * largest_cost
     return max(unseen, share_upper_bound(len(worse), count, confidence=confidence) * max(worse, default=0.0))

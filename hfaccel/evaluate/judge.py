@@ -147,7 +147,9 @@ def judge(
         scores = Scores(named, source_predictions, candidate_predictions, references, dataset.clusters(), agreement.identical)
     elif agreement.expected is not None:
         # The references are the probabilities, which are in the scores already.
-        scores = Scores(EXPECTED_ACCURACY, *agreement.expected, agreement.expected[0], dataset.clusters(), agreement.identical)
+        own, others = agreement.expected.source, agreement.expected.candidate
+        largest_cost = float((own - agreement.expected.worst).max())
+        scores = Scores(EXPECTED_ACCURACY, own, others, own, dataset.clusters(), agreement.identical, largest_cost)
     if scores is None:
         parts = slice_agreements(slices, dataset, agreement, settings=settings, error=look.refuse_error)
     elif agreement.non_finite == 0:

@@ -121,6 +121,7 @@ class Scores:
         references: one per example.
         clusters: text numbers of each example, where examples share texts.
         same_outputs: whether all raw outputs are equal to the bit.
+        largest_cost: what an example can cost at most.
     """
 
     metric: Metric
@@ -129,6 +130,7 @@ class Scores:
     references: Any
     clusters: Sequence[tuple[int, ...]] | None
     same_outputs: bool
+    largest_cost: float = 1.0
 
     def loss(self, *, confidence: float, lower_confidence: float, resamples: int, seed: int) -> Loss:
         """The loss over these examples, as :func:`paired_loss` finds it."""
@@ -143,13 +145,14 @@ class Scores:
             resamples=resamples,
             seed=seed,
             same_outputs=self.same_outputs,
+            largest_cost=self.largest_cost,
         )
 
     def part(self, item: Slice, metric: Metric) -> Scores:
         """The examples of a slice, by a metric."""
         source, candidate, references = (_taken(values, item) for values in (self.source, self.candidate, self.references))
         clusters = None if self.clusters is None else _taken(self.clusters, item)
-        return Scores(metric, source, candidate, references, clusters, self.same_outputs)
+        return Scores(metric, source, candidate, references, clusters, self.same_outputs, self.largest_cost)
 
 
 def slice_losses(

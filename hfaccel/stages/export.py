@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 NAME: StageName = "export"
 REVISION = 9
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 LIBRARIES = ("torch", "transformers", "mobius-onnx", "onnx", "onnx-ir", "onnxscript", "tokenizers")
 PARITY_FILE = "parity.npz"
 PARAMETERS_FILE = "parameters.json"
@@ -113,11 +115,13 @@ def _export(name: ExporterName, module: torch.nn.Module, contract: Contract, ctx
     except HfaccelError:
         raise
     except Exception as error:  # an exporter can fail in any way; all of them mean: not with this exporter
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else ""
+        cause = error.__cause__ or error  # torch's own exporter wraps what happened in advice to torch's developers
+        lines = _COLOUR.sub("", str(cause)).strip().splitlines()
         raise ExportError(
-            f"{type(error).__name__}: {first_line}",
+            f"{type(cause).__name__}: {lines[0] if lines else ''}",
             where=f"exporter {name}, model_type {ctx.source.model_type}",
-            hint="see the whole story with --debug; another exporter: --set export.exporters='[torch]'",
+            hint="see the whole story with --debug"
+            + ("" if name == "torch" else "; another exporter: --set export.exporters='[torch]'"),
         ) from error
     for value, spec in zip(model.graph.outputs, contract.outputs, strict=True):
         value.name = spec.name

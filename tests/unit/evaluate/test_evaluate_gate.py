@@ -115,9 +115,9 @@ def test_another_answer_costs_what_the_source_gave_away() -> None:
         problem_type="single_label_classification",
     )  # fmt: skip
     assert agreement.expected is not None
-    own, others = agreement.expected
-    assert own == pytest.approx([0.7, 0.4, 0.9])
-    assert others == pytest.approx([0.7, 0.35, 0.9])
+    assert agreement.expected.source == pytest.approx([0.7, 0.4, 0.9])
+    assert agreement.expected.candidate == pytest.approx([0.7, 0.35, 0.9])
+    assert agreement.expected.worst == pytest.approx([0.1, 0.25, 0.05])
 
 
 def test_labels_of_their_own_cost_what_each_yes_or_no_gave_away() -> None:
@@ -126,7 +126,8 @@ def test_labels_of_their_own_cost_what_each_yes_or_no_gave_away() -> None:
         "text-classification", [{"logits": source}], [{"logits": source * [1, -1, 1]}], problem_type="multi_label_classification"
     )
     assert agreement.expected is not None
-    assert [float(side[0]) for side in agreement.expected] == pytest.approx([(0.9 + 0.6 + 0.8) / 3, (0.9 + 0.4 + 0.8) / 3])
+    found = agreement.expected
+    assert [found.source[0], found.candidate[0], found.worst[0]] == pytest.approx([2.3 / 3, 2.1 / 3, 0.7 / 3])
 
 
 def test_answers_that_turn_where_the_source_is_of_two_minds_cost_little_and_others_are_refused() -> None:
@@ -144,6 +145,18 @@ def test_answers_that_turn_where_the_source_is_of_two_minds_cost_little_and_othe
         blind, sighted = classify(logits, candidate, None), classify(logits, candidate, truth)
         assert blind.passed is accepted
         assert blind.losses[0].loss == pytest.approx(sighted.losses[0].loss, abs=0.006)
+
+
+def test_what_was_not_seen_costs_no_more_than_the_source_could_lose() -> None:
+    """100 equal answers leave 3 % unseen, of which each costs up to what the surest answer of the source stands above the worst."""
+    direction = np.random.default_rng(7).normal(size=(100, 3))
+    for sure, most in ((0.01, 0.01), (8.0, 0.05)):
+        verdict = classify(sure * direction, sure * direction * 1.001, None)
+        assert verdict.agreement_mean == 1
+        chances = np.exp(sure * direction) / np.exp(sure * direction).sum(axis=1, keepdims=True)
+        cost = float((chances.max(axis=1) - chances.min(axis=1)).max()) / float(chances.max(axis=1).mean())
+        assert verdict.losses[0].upper_bound == pytest.approx((1 - 0.05 ** (1 / 100)) * cost)
+        assert verdict.losses[0].upper_bound < most
 
 
 def test_three_times_the_budget_is_rejected_without_labels_too() -> None:

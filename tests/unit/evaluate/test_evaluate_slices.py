@@ -148,5 +148,5 @@ def test_a_refusal_for_too_few_examples_says_how_many_would_do() -> None:
 def test_a_refusal_without_labels_says_how_many_examples_would_do() -> None:
     verdict = verdict_of(reviews(200, labelled=False), np.zeros(200, dtype=bool))
     assert (verdict.reason, verdict.too_few_examples) == ("loss-over-budget", True)
-    sure = 1 / (1 + np.exp(-3))  # of the source: it expects to be right so often, and the loss is relative to that
-    assert verdict.examples_needed == pytest.approx(299 / sure, abs=10)
+    sure = 1 / (1 + np.exp(-3))  # of the source: it expects to be right so often, and another answer to be wrong so often
+    assert verdict.examples_needed == pytest.approx(299 * (sure - (1 - sure)) / sure, abs=10)
