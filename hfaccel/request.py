@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ from hfaccel.artifact.cache_space import cache_limit_bytes
 from hfaccel.artifact.contract import ENCODER_DECODER_TASKS
 from hfaccel.artifact.store import default_cache_folder
 from hfaccel.errors import HfaccelError, ResourceError, SettingsError, UsageError
-from hfaccel.evaluate.dataset import Dataset, load_dataset
+from hfaccel.evaluate.dataset import Dataset, Example, digest, load_dataset
 from hfaccel.evaluate.metrics import METRIC_NAMES
 from hfaccel.evaluate.sample import calibration_texts
 from hfaccel.measure.memory import available_memory_bytes
@@ -276,16 +275,16 @@ def _load_data(request: CompileRequest, source: SourceModel, recipe: Recipe) -> 
         return dataset, texts.texts(), texts.sha256
     if source.task in ENCODER_DECODER_TASKS:
         return dataset, (), "" if dataset is None else dataset.sha256  # no rung of theirs is calibrated, and every example counts
+    if dataset is not None and source.task != "text-generation":
+        calibration, rest = dataset.split_calibration(count)
+        return rest, calibration, dataset.sha256
     packaged = calibration_texts(source.task)
-    packaged_digest = hashlib.sha256(repr(packaged).encode()).hexdigest()
+    packaged_sha256 = digest([Example(text) for text in packaged])
     if dataset is None:
-        return None, packaged, packaged_digest
-    if source.task == "text-generation":
-        # Texts of other kinds beside those of the data: what 8 bit loses on the data shrank by a fifth, its bound by a quarter.
-        calibration, rest = dataset.without_repeats().split_calibration(count, hold_out_from=LANGUAGE_HOLD_OUT)
-        return rest, (*calibration, *packaged), dataset.sha256 + packaged_digest
-    calibration, rest = dataset.split_calibration(count)
-    return rest, calibration, dataset.sha256
+        return None, packaged, packaged_sha256
+    # Texts of other kinds beside those of the data: what 8 bit loses on the data shrank by a fifth, its bound by a quarter.
+    calibration, rest = dataset.without_repeats().split_calibration(count, hold_out_from=LANGUAGE_HOLD_OUT)
+    return rest, (*calibration, *packaged), dataset.sha256 + packaged_sha256
 
 
 def _labels(config: Mapping[str, Any]) -> tuple[str, ...]:

@@ -83,15 +83,13 @@ def compare_outputs(
     cosines = np.array([cosine(first, second) for first, second in zip(left, right, strict=True)])
     if vectors:
         return Agreement(cosines, None, None, None, non_finite, identical)
-    if problem_type != "multi_label_classification" and left[0].shape[-1] == 1:
+    many_labels = problem_type == "multi_label_classification"
+    if left[0].shape[-1] == 1 and not many_labels:
         order = _same_order(*(np.array([array.ravel()[0] for array in side]) for side in (left, right)))
         return Agreement(cosines, order, None, None, non_finite, identical)
-    decide = _labels_of if problem_type == "multi_label_classification" else _top_label
-    made = [decide(first, second) for first, second in zip(left, right, strict=True)]
-    same, *expected = (np.array(column) for column in zip(*made, strict=True))
-    divergence = None
-    if problem_type != "multi_label_classification":
-        divergence = np.array([_divergence(first, second) for first, second in zip(left, right, strict=True)])
+    decide, pairs = _labels_of if many_labels else _top_label, list(zip(left, right, strict=True))
+    same, *expected = (np.array(column) for column in zip(*(decide(*pair) for pair in pairs), strict=True))
+    divergence = None if many_labels else np.array([_divergence(*pair) for pair in pairs])
     return Agreement(cosines, same, Expected(*expected), divergence, non_finite, identical)
 
 

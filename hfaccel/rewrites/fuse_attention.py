@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hfaccel.rewrites.drop_unused import drop_unused
-from hfaccel.rewrites.graphs import DOMAIN, new_initializer
+from hfaccel.rewrites.graphs import DOMAIN, new_initializer, only_reader_of, producer_of
 from hfaccel.rewrites.probe import ancestors, reads_more_than_shapes, run_part
 
 if TYPE_CHECKING:
@@ -71,16 +71,16 @@ def fuse_attention(model: onnx_ir.Model) -> int:
 
 def _attention(softmax: onnx_ir.Node) -> _Attention | None:
     """What is around a Softmax, if it is an attention with a mask and without a scale of its own."""
-    add = _producer(softmax.inputs[0], "Add")
+    add = producer_of(softmax.inputs[0], "Add")
     if add is None or softmax.attributes.get_int("axis", -1) != -1:
         return None
     scores, mask = next(
-        ((node, other) for side, other in (add.inputs, add.inputs[::-1]) if (node := _producer(side, "MatMul")) is not None),
+        ((node, other) for side, other in (add.inputs, add.inputs[::-1]) if (node := producer_of(side, "MatMul")) is not None),
         (None, None),
     )
-    mix = _reader(softmax, "MatMul")
-    last = _reader(mix, "Transpose")
-    end = _reader(last, "Reshape")
+    mix = only_reader_of(softmax, "MatMul")
+    last = only_reader_of(mix, "Transpose")
+    end = only_reader_of(last, "Reshape")
     if scores is None or mask is None or mix is None or last is None or end is None or _axes(last) != _PARTS:
         return None
     if any(len(tuple(node.outputs[0].uses())) != 1 for node in (scores, add)):
@@ -94,8 +94,8 @@ def _attention(softmax: onnx_ir.Node) -> _Attention | None:
 
 def _split(value: onnx_ir.Value | None, axes: tuple[int, ...]) -> tuple[onnx_ir.Value, int] | None:
     """What was parted into heads and transposed so, [batch, sequence, heads x size], and the number of heads."""
-    transpose = _producer(value, "Transpose")
-    reshape = _producer(transpose.inputs[0], "Reshape") if transpose is not None and _axes(transpose) == axes else None
+    transpose = producer_of(value, "Transpose")
+    reshape = producer_of(transpose.inputs[0], "Reshape") if transpose is not None and _axes(transpose) == axes else None
     source = reshape.inputs[0] if reshape is not None else None
     if reshape is None or source is None or source.shape is None or len(source.shape) != 3:
         return None
@@ -163,20 +163,6 @@ def _masks_padding_only(model: onnx_ir.Model, added: onnx_ir.Value, mask: onnx_i
         return False
     seen = counts[:, None, None, :] == 1
     return bool(np.where(seen, bias == 0, bias <= _MASKED).all())
-
-
-def _producer(value: onnx_ir.Value | None, operator: str) -> onnx_ir.Node | None:
-    node = value.producer() if value is not None else None
-    return node if node is not None and node.op_type == operator and node.domain in ("", "ai.onnx") else None
-
-
-def _reader(node: onnx_ir.Node | None, operator: str, *, position: int = 0) -> onnx_ir.Node | None:
-    """The one that reads what a node gives there, if it is the only one and such an operator."""
-    uses = list(node.outputs[0].uses()) if node is not None else []
-    if node is None or len(uses) != 1 or node.outputs[0].is_graph_output():
-        return None
-    reader, place = uses[0]
-    return reader if reader.op_type == operator and place == position else None
 
 
 def _axes(transpose: onnx_ir.Node) -> tuple[int, ...]:

@@ -80,6 +80,21 @@ def computed_input(node: onnx_ir.Node) -> onnx_ir.Value | None:
     return next((value for value in node.inputs if value is not None and value.const_value is None), None)
 
 
+def producer_of(value: onnx_ir.Value | None, operator: str) -> onnx_ir.Node | None:
+    """The node that gives a value, if it is such an operator of ONNX itself."""
+    node = value.producer() if value is not None else None
+    return node if node is not None and node.op_type == operator and node.domain in ("", "ai.onnx") else None
+
+
+def only_reader_of(node: onnx_ir.Node | None, operator: str, *, position: int = 0) -> onnx_ir.Node | None:
+    """The one that reads what a node gives there, if it is the only one and such an operator."""
+    uses = list(node.outputs[0].uses()) if node is not None else []
+    if node is None or len(uses) != 1 or node.outputs[0].is_graph_output():
+        return None
+    reader, place = uses[0]
+    return reader if reader.op_type == operator and place == position else None
+
+
 def new_initializer(model: onnx_ir.Model, name: str, array: object) -> onnx_ir.Value:
     """Register a constant; the name must be new in the graph."""
     import numpy as np

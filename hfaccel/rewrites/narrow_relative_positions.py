@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hfaccel.rewrites.drop_unused import drop_unused
-from hfaccel.rewrites.graphs import new_initializer, shared_initializer, take_over
+from hfaccel.rewrites.graphs import new_initializer, only_reader_of, producer_of, shared_initializer, take_over
 from hfaccel.rewrites.probe import ancestors, reads_more_than_shapes, run_part
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def narrow_relative_positions(model: onnx_ir.Model) -> int:
 
 
 def _comparison(model: onnx_ir.Model, taken: onnx_ir.Node) -> _Comparison | None:
-    product, expand = _producer(taken.inputs[0], "MatMul"), _producer(taken.inputs[1], "Expand")
+    product, expand = producer_of(taken.inputs[0], "MatMul"), producer_of(taken.inputs[1], "Expand")
     if product is None or expand is None or taken.attributes.get_int("axis", 0) not in (-1, 2):
         return None
     position = expand.inputs[0]
@@ -89,7 +89,7 @@ def _comparison(model: onnx_ir.Model, taken: onnx_ir.Node) -> _Comparison | None
         return None
     if len(tuple(product.outputs[0].uses())) != 1:
         return None
-    reshape, transpose = _producer(product.inputs[0], "Reshape"), _producer(product.inputs[1], "Transpose")
+    reshape, transpose = producer_of(product.inputs[0], "Reshape"), producer_of(product.inputs[1], "Transpose")
     content = reshape.inputs[0] if reshape is not None else None
     if content is None or transpose is None or tuple(transpose.attributes.get_ints("perm", ())) != _SWAPPED:
         return None
@@ -166,10 +166,9 @@ def _narrow(model: onnx_ir.Model, comparison: _Comparison, window: _Window) -> N
 
 def _scaled(comparison: _Comparison) -> np.ndarray:
     """The table, divided by the number that all that was taken is divided by; that Div goes."""
-    reader, table = _only_reader(comparison.taken), comparison.table
-    if reader is not None and reader.op_type == "Transpose":
-        reader = _only_reader(reader)
-    divisor = reader.inputs[1] if reader is not None and reader.op_type == "Div" else None
+    taken, table = comparison.taken, comparison.table
+    reader = only_reader_of(taken, "Div") or only_reader_of(only_reader_of(taken, "Transpose"), "Div")
+    divisor = reader.inputs[1] if reader is not None else None
     constant = divisor.const_value if divisor is not None else None
     if reader is None or constant is None or constant.size != 1 or reader.outputs[0].is_graph_output():
         return table
@@ -179,13 +178,3 @@ def _scaled(comparison: _Comparison) -> np.ndarray:
     assert reader.graph is not None  # it is in one
     reader.graph.remove(reader, safe=True)
     return np.asarray(table / constant.numpy().reshape(()), dtype=table.dtype)
-
-
-def _only_reader(node: onnx_ir.Node) -> onnx_ir.Node | None:
-    uses = [user for user, position in node.outputs[0].uses() if position == 0]
-    return uses[0] if len(uses) == 1 == len(tuple(node.outputs[0].uses())) else None
-
-
-def _producer(value: onnx_ir.Value | None, operator: str) -> onnx_ir.Node | None:
-    node = value.producer() if value is not None else None
-    return node if node is not None and node.op_type == operator and node.domain in ("", "ai.onnx") else None

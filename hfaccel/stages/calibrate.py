@@ -52,7 +52,7 @@ def mostly_known(encoded: Sequence[Encoded], unknown_id: int | None) -> Sequence
     """Those of whose words the tokenizer knows most: packaged texts say nothing to a model of another language. All, if none is."""
     if unknown_id is None:
         return encoded
-    known = [item for item in encoded if np.mean(np.asarray(item.ids) == unknown_id) <= UNKNOWN_SHARE]
+    known = [item for item in encoded if np.mean(item.ids == unknown_id) <= UNKNOWN_SHARE]
     return known or encoded
 
 
