@@ -27,6 +27,7 @@ from hfaccel.quant.weight_only import BlockwiseTrips, quantize_tables, save_comp
 from hfaccel.recipe.schema import WeightFormat
 from hfaccel.rewrites.drop_unused import drop_unused
 from hfaccel.rewrites.graphs import load_graph
+from hfaccel.rewrites.mask_always import mask_always
 from hfaccel.rewrites.rotate_residual import NOT_ROTATABLE, rotate_residual
 from hfaccel.rewrites.split_encoder_decoder import decoder_nodes
 
@@ -137,6 +138,8 @@ def build_candidate(
 def prepare_graph(rung: Rung, graph: Path, calibration: CalibrationData, *, scratch: Path) -> PreparedGraph:
     """Load a float graph, rewrite it as the rung says (exact in float arithmetic), and find the ranges of its activations."""
     model = load_graph(graph)
+    if rung.masks_always:
+        mask_always(model)
     statistics = dict(calibration.statistics)
     read_norms = _rotate(rung, model, graph) if rung.rotate else ()
     split: tuple[str, ...] = ()

@@ -15,6 +15,7 @@ import numpy as np
 
 from hfaccel.quant.calibration import ActivationStatistics
 from hfaccel.quant.scheme import bias_after, matmul_sites
+from hfaccel.rewrites.fuse_attention import ATTENTION
 from hfaccel.rewrites.graphs import computed_input, new_initializer
 
 if TYPE_CHECKING:
@@ -107,13 +108,13 @@ def scale_values(model: onnx_ir.Model, attention: onnx_ir.Value, factor: np.ndar
 
 
 def _values_of(attention: onnx_ir.Value) -> onnx_ir.Value | None:
-    """The values [batch, sequence, channels] that an ``If`` of two fused attentions reads, if nothing else reads them."""
-    choice = attention.producer()
-    if choice is None or choice.op_type != "If":
+    """The values [batch, sequence, channels] that a fused attention reads, or an ``If`` of two, if nothing else reads them."""
+    maker = attention.producer()
+    if maker is None:
         return None
-    branches = [attribute.as_graph() for attribute in choice.attributes.values()]
+    branches = [attribute.as_graph() for attribute in maker.attributes.values()] if maker.op_type == "If" else [[maker]]
     nodes = [node for branch in branches for node in branch]
-    values = {node.inputs[2] for node in nodes if node.op_type == "MultiHeadAttention" and len(node.inputs) > 2}
+    values = {node.inputs[2] for node in nodes if node.op_type == ATTENTION and len(node.inputs) > 2}
     value = values.pop() if len(values) == 1 and len(nodes) == len(branches) else None
     if value is None or any(use.node not in nodes or use.idx != 2 for use in value.uses()):
         return None

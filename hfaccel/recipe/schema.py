@@ -131,7 +131,7 @@ class Rung(Section):
         least_budget: the rung competes only where at least this loss is allowed: with less it is known to be refused, after it has
             cost its time.
         engine: what runs this candidate.
-        inference_precision: openvino: compute what is float in bfloat16; auto does where the target has it in hardware.
+        inference_precision: openvino: compute what is float in bfloat16; auto does where the target has it and it is measured to be faster.
         disabled_optimizers: onnxruntime fusions to leave out when this candidate runs.
         allow_spinning: onnxruntime: let idle worker threads wait actively.
         enable_cpu_mem_arena: onnxruntime: keep freed memory for the next run.
@@ -189,6 +189,11 @@ class Rung(Section):
             return "int8"
         return "bf16" if self.inference_precision == "bf16" else "fp32"
 
+    @property
+    def masks_always(self) -> bool:
+        """Whether fused attention reads its mask even where there is nothing to mask: only onnxruntime gains by asking first."""
+        return self.graph == "fused" and self.engine != "onnxruntime"
+
     def for_target(self, *, bf16: bool) -> Rung:
         """This rung with the precision that ``auto`` stands for on a target with or without bfloat16."""
         if self.inference_precision != "auto":
@@ -201,7 +206,8 @@ class Rung(Section):
 
     def quantization(self) -> Rung:
         """This rung with nothing but what makes its graph: rungs that differ in the rest share one graph."""
-        others = _SESSION_FIELDS - {"engine"} if self.scheme == "static" else _SESSION_FIELDS  # each has operators of its own
+        own = self.scheme == "static" or self.masks_always  # each engine has operators, or a graph, of its own
+        others = _SESSION_FIELDS - {"engine"} if own else _SESSION_FIELDS
         return Rung(**{**self.model_dump(exclude={*others, "objectives", "least_budget"}), "name": "any"})
 
     def contradictions(self) -> tuple[tuple[str, str], ...]:

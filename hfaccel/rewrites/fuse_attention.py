@@ -25,7 +25,7 @@ from hfaccel.rewrites.probe import ancestors, reads_more_than_shapes, run_part
 if TYPE_CHECKING:
     import onnx_ir
 
-_OPERATOR = "MultiHeadAttention"
+ATTENTION = "MultiHeadAttention"
 _LENGTH = 1100
 """Tokens; windows of local attention are some hundred wide."""
 _NEVER = float(np.finfo(np.float32).min)
@@ -116,7 +116,7 @@ def _fuse(model: onnx_ir.Model, attention: _Attention, padding: onnx_ir.Value, c
     settings = {"num_heads": attention.heads, "scale": 1.0, "mask_filter_value": _NEVER}
 
     def branch(what: str, *more: onnx_ir.Value | None) -> onnx_ir.Graph:
-        node = onnx_ir.node(_OPERATOR, [*attention.parts, *more], settings, domain=DOMAIN, name=f"{name}_{what}")
+        node = onnx_ir.node(ATTENTION, [*attention.parts, *more], settings, domain=DOMAIN, name=f"{name}_{what}")
         result = node.outputs[0]
         result.name, result.type, result.shape = f"{before.name}_{what}", before.type, before.shape
         return onnx_ir.Graph([], [result], nodes=[node], name=f"{name}_{what}_graph")

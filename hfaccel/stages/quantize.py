@@ -19,13 +19,15 @@ from hfaccel.measure.workload import Point, make_feeds
 from hfaccel.quant.build import BuiltCandidate, CalibrationData, build_candidate, covers, gather_statistics
 from hfaccel.quant.calibration import STATISTICS_FOLDER, save_statistics
 from hfaccel.quant.quantize_cache import why_no_quantized_cache
-from hfaccel.rewrites.graphs import GRAPH_NAME, copy_graph, graph_bytes, link_graph, load_graph
+from hfaccel.rewrites.graphs import GRAPH_NAME, copy_graph, graph_bytes, link_graph, load_graph, save_graph
+from hfaccel.rewrites.mask_always import mask_always
 from hfaccel.rewrites.rotate_residual import NOT_ROTATABLE, can_rotate
 from hfaccel.runtime.engines import engine_available, open_graph
 from hfaccel.runtime.generation.decoder import Decoder
 from hfaccel.stages.base import StageContext, StageName, StageResult
 from hfaccel.stages.calibrate import calibration_batches
 from hfaccel.stages.candidates import FLOAT_PARENT, Candidate, Reason, save_candidates
+from hfaccel.stages.float_precision import with_faster_precision
 from hfaccel.stages.parents import float_graphs
 from hfaccel.stages.race import Entrant, RaceResult, quick_race, with_timings
 
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
     from hfaccel.recipe.targets import TargetProfile
 
 NAME: StageName = "quantize"
-REVISION = 22
+REVISION = 23
 LIBRARIES = ("onnx", "onnx-ir", "onnxruntime", "openvino", "tokenizers", "numpy")
 
 GRAPHS = "graphs"
@@ -168,8 +170,7 @@ def _build(
     ctx: StageContext,
 ) -> Candidate:
     """The rung's graph under ``candidates/``, or the reason why there is none; ``graphs`` are those that rungs can share."""
-    session = rung.session()
-    empty = Candidate(rung.name, "", rung.precision, session)
+    empty = Candidate(rung.name, "", rung.precision, rung.session())
     refused = refusal(rung, ctx.recipe, ctx.target, on_target=ctx.on_target)
     if refused is not None:
         return replace(empty, reason=refused[0], detail=refused[1])
@@ -189,12 +190,14 @@ def _build(
             graphs[key] = _graph(rung, len(graphs), calibration, parents[rung.graph].graph_path, ctx)
         built = graphs[key]
         link_graph(built.path, folder)
-        finite = _is_finite(folder / GRAPH_NAME, session, ctx)
+        fitted = with_faster_precision(rung, folder / GRAPH_NAME, graph_bytes(folder), ctx)
+        finite = _is_finite(folder / GRAPH_NAME, fitted.session(), ctx)
     except (HfaccelError, ValueError, RuntimeError, KeyError, TypeError, AssertionError) as error:
         shutil.rmtree(folder)
         return replace(empty, reason="build-failed", detail=f"{type(error).__name__}: {str(error).splitlines()[0][:200]}")
     made = replace(
         empty,
+        session=fitted.session(),
         graph=f"candidates/{rung.name}/{GRAPH_NAME}",
         size_bytes=graph_bytes(folder),
         quantized=len(built.quantized),
@@ -217,12 +220,16 @@ def _limited(candidate: Candidate, ctx: StageContext) -> Candidate:
 
 
 def _graph(rung: Rung, number: int, calibration: CalibrationData, floating: Path, ctx: StageContext) -> BuiltCandidate:
-    """The graph of a rung, quantized under ``graphs/``, or for the scheme ``none`` the float graph itself."""
-    if rung.scheme == "none":
+    """The graph of a rung under ``graphs/``; for the scheme ``none`` the float graph itself, or what an engine needs of it."""
+    if rung.scheme == "none" and not rung.masks_always:
         return BuiltCandidate(floating, (), (), ())
     folder = ctx.workdir / GRAPHS / str(number)
     shutil.rmtree(folder, ignore_errors=True)  # of a rung that failed
     folder.mkdir(parents=True)
+    if rung.scheme == "none":
+        model = load_graph(floating)
+        mask_always(model)
+        return BuiltCandidate(save_graph(model, folder), (), (), ())
     return build_candidate(rung, floating, calibration, weights=ctx.recipe.quantize.weights, folder=folder)
 
 

@@ -104,17 +104,16 @@ def final_race(
     return results
 
 
-def threads_race(entrant: Entrant, counts: tuple[int, int], ctx: StageContext, *, thoroughly: bool) -> tuple[PointTiming, ...]:
-    """Timings of a graph with the second number of threads against the first, one per point of the workload."""
-    before, after = (str(count) for count in counts)
-    entrants = {
-        name: replace(entrant, session=replace(entrant.session, intra_op_num_threads=int(name))) for name in (before, after)
-    }
+def settings_race(
+    entrant: Entrant, other: SessionSettings, ctx: StageContext, *, thoroughly: bool = False
+) -> tuple[PointTiming, ...]:
+    """Timings of a graph with other settings of the session against it with its own, one per point of the workload."""
+    entrants = {"before": entrant, "after": replace(entrant, session=other)}
     if thoroughly:
         timed = _time(entrants, ctx, share=1.0, patience=PATIENCE)
     else:
         timed = _time(entrants, ctx, share=QUICK, min_rounds=QUICK_ROUNDS)
-    return _against(before, after, timed)
+    return _against("before", "after", timed)
 
 
 def with_timings(candidate: Candidate, timings: tuple[PointTiming, ...], *, quick: bool) -> Candidate:

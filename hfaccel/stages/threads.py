@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from hfaccel.runtime.cores import physical_cores
-from hfaccel.stages.race import Entrant, geometric_mean, is_slower, threads_race
+from hfaccel.stages.race import Entrant, geometric_mean, is_slower, settings_race
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -51,12 +51,12 @@ def with_tuned_threads(chosen: Candidate, graph: Path, ctx: StageContext) -> tup
     count, trials = wanted or 0, list[ThreadTrial]()
     if wanted is None and ctx.on_target and cores > 1:
         ctx.progress.step(f"timing {chosen.name} with fewer threads than {cores}")
-        entrant = Entrant(graph, chosen.session, chosen.size_bytes)
-        best, trials = halve_threads(
-            cores,
-            lambda before, fewer, thoroughly: threads_race(entrant, (before, fewer), ctx, thoroughly=thoroughly),
-            last_point=ctx.recipe.measure.objective == "throughput",
-        )
+
+        def race(before: int, fewer: int, thoroughly: bool) -> Sequence[PointTiming]:
+            many, few = (replace(chosen.session, intra_op_num_threads=count) for count in (before, fewer))
+            return settings_race(Entrant(graph, many, chosen.size_bytes), few, ctx, thoroughly=thoroughly)
+
+        best, trials = halve_threads(cores, race, last_point=ctx.recipe.measure.objective == "throughput")
         count = best if best < cores else 0
     found = {"cores": cores, "count": count or cores, "trials": [asdict(trial) for trial in trials]}
     return replace(chosen, session=replace(chosen.session, intra_op_num_threads=count)), found

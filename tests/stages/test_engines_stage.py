@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 
 import hfaccel
+from hfaccel.artifact.contract import SessionSettings
 from hfaccel.rewrites.graphs import load_graph, operator_counts
 from hfaccel.runtime.openvino_session import OpenVinoSession
 from hfaccel.runtime.session import GraphSession
 
 pytest.importorskip("openvino", reason="the package openvino is not installed")
 
+IN_FLOAT32 = SessionSettings(engine="openvino")
 OFF_TARGET = "cpu-arm-dotprod"
 """Another target than any host of these tests: nothing is timed, so no candidate is dropped for its speed."""
 STATIC = "scheme: static, graph: optimized, smooth: 0.75, outlier_neurons: 4"
@@ -95,3 +97,32 @@ def test_the_pinned_recipe_makes_the_same_model_for_the_same_engine(tiny_checkpo
     assert again["session"] == first["session"]
     assert (tmp_path / "again" / "model.onnx").read_bytes() == (tmp_path / "out" / "model.onnx").read_bytes()
     assert again["recipe"]["quantize"]["ladder"][0]["inference_precision"] == "f32"
+
+
+def test_openvino_gets_fused_attention_without_a_branch(tiny_checkpoint: Path, texts: Path, tmp_path: Path) -> None:
+    """It cannot fuse across one, and onnxruntime still runs the file."""
+    rungs = ("static, smooth: 0.75", "weight-only", "none")
+    ladder = ", ".join(
+        f"{{name: openvino-{number}, graph: fused, engine: openvino, scheme: {rung}}}" for number, rung in enumerate(rungs)
+    )
+    settings = (f"quantize.ladder=[{ladder}, {{name: static, graph: fused, scheme: static}}]", "quantize.fallback='off'")
+    made = hfaccel.compile(
+        tiny_checkpoint,
+        output=tmp_path / "out",
+        data=texts,
+        target=OFF_TARGET,
+        overrides=settings,
+        engines=["openvino", "onnxruntime"],
+    )
+    told = {item["name"]: item for item in made.manifest["candidates"]}
+    assert all(told[f"openvino-{number}"]["verdict"]["passed"] for number in range(len(rungs)))
+    [folder] = Path(os.environ["HFACCEL_CACHE"]).glob("stages/*/artifact/candidates/openvino-2")
+    names = (*(f"openvino-{number}" for number in range(len(rungs))), "static")
+    counts = [operator_counts(load_graph(folder.parent / name / "model.onnx")) for name in names]
+    assert [item["MultiHeadAttention"] for item in counts] == [2, 2, 2, 4]
+    assert [item.get("If", 0) for item in counts] == [0, 0, 0, 2]
+    ids = np.array([[2, 9, 11, 3], [2, 9, 3, 0]])
+    feeds = {"input_ids": ids, "attention_mask": (ids > 0).astype(np.int64), "token_type_ids": np.zeros_like(ids)}
+    graph = folder / "model.onnx"
+    theirs, ours = (opened.run(feeds)["logits"] for opened in (OpenVinoSession(graph, IN_FLOAT32), GraphSession(graph)))
+    np.testing.assert_allclose(theirs, ours, atol=1e-4)

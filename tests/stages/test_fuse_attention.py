@@ -18,6 +18,7 @@ from hfaccel.recipe.schema import Rung, WeightFormat
 from hfaccel.request import CompileRequest
 from hfaccel.rewrites.fuse_attention import fuse_attention
 from hfaccel.rewrites.graphs import load_graph, operator_counts, save_graph
+from hfaccel.rewrites.mask_always import mask_always
 from hfaccel.runtime.session import GraphSession
 
 NOTHING = ("fuse.enabled=false", "quantize.enabled=false")
@@ -77,6 +78,26 @@ def test_answers_stay_what_they_were(model_type: str, optimized: Callable[[str],
             np.testing.assert_allclose(found[name][there], values[there], atol=1e-5, err_msg=f"{what}: {name}")
 
 
+@pytest.mark.parametrize("model_type", ["bert", "distilbert", "xlm-roberta", "albert"])
+def test_an_engine_that_cannot_choose_reads_the_mask_always(
+    model_type: str, optimized: Callable[[str], Path], tmp_path: Path
+) -> None:
+    graph, count = fused(optimized(model_type), tmp_path / "fused")
+    model = load_graph(graph)
+    assert mask_always(model) == count
+    (tmp_path / "masked").mkdir()
+    masked = save_graph(model, tmp_path / "masked")
+    counts = operator_counts(load_graph(masked))
+    assert counts["MultiHeadAttention"] == count
+    assert not {"If", "ReduceMin"} & set(counts)
+    old, new = GraphSession(graph), GraphSession(masked)
+    for what, mask in MASKS.items():
+        wanted, found = (next(iter(session.run(feeds_of(session, mask)).values())) for session in (old, new))
+        there = mask == 1 if wanted.ndim == 3 and wanted.shape[:2] == mask.shape else np.ones(len(wanted), dtype=bool)
+        np.testing.assert_allclose(found[there], wanted[there], atol=1e-5, err_msg=what)
+    assert mask_always(model) == 0
+
+
 @pytest.mark.parametrize("model_type", ["modernbert", "mpnet", "deberta-v2"])
 def test_attention_of_another_kind_is_left_alone(model_type: str, optimized: Callable[[str], Path], tmp_path: Path) -> None:
     before = optimized(model_type)
@@ -127,16 +148,19 @@ def test_a_fused_graph_is_quantized_and_searched_as_any_other(
     assert np.linalg.norm(predicted - found) < 0.02 * np.linalg.norm(exact)
 
 
+@pytest.mark.parametrize("maker", ["If", "MultiHeadAttention"])
 @pytest.mark.parametrize("model_type", ["bert", "distilbert", "xlm-roberta", "albert"])
 def test_what_attention_gives_is_smoothed_in_the_weights_of_its_values(
-    model_type: str, optimized: Callable[[str], Path], tmp_path: Path
+    model_type: str, maker: str, optimized: Callable[[str], Path], tmp_path: Path
 ) -> None:
     graph, _ = fused(optimized(model_type), tmp_path / "fused")
     batch = feeds_of(GraphSession(graph), MASKS["padding behind"])
     statistics = gather_statistics(graph, [batch], tmp_path / "statistics")
     model = load_graph(graph)
+    if maker == "MultiHeadAttention":
+        mask_always(model)
     # Not that of a last layer whose head asks for one token: that is picked first.
-    attended = [node.outputs[0] for node in model.graph if node.op_type == "If" and node.outputs[0].name in statistics]
+    attended = [node.outputs[0] for node in model.graph if node.op_type == maker and node.outputs[0].name in statistics]
     assert attended
     plain = [statistics[value.name or ""].range("minmax") for value in attended]
     smooth_activations(model, statistics, 0.5, names=list(statistics))

@@ -79,23 +79,32 @@ def quiet_logs() -> Iterator[None]:
             logging.getLogger(name).setLevel(level)
 
 
+def sample_feeds(module: torch.nn.Module, artifact: Model) -> dict[str, torch.Tensor]:
+    """Two short rows without padding, int64 [batch, sequence], for what traces the module; in the order of its inputs."""
+    import torch
+
+    text = artifact.contract.text
+    ids = torch.full((2, min(11, text.max_length)), 1 if text.pad_token_id != 1 else 2, dtype=torch.int64)
+    samples = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": torch.zeros_like(ids)}
+    names: Any = module.input_names
+    return {name: samples[name] for name in names}
+
+
 def _export(module: torch.nn.Module, artifact: Model, path: Path) -> None:
     import torch
 
     contract = artifact.contract
     batch = torch.export.Dim("batch", min=1, max=1 << 16)
     sequence = torch.export.Dim("sequence", min=1, max=max(2, contract.text.max_length))
-    ids = torch.full((2, min(11, contract.text.max_length)), 1 if contract.text.pad_token_id != 1 else 2, dtype=torch.int64)
-    samples = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": torch.zeros_like(ids)}
-    names: Any = module.input_names
+    feeds = sample_feeds(module, artifact)
     weight_bytes = sum(weight.nbytes for weight in module.parameters())
     with quiet():
         torch.onnx.export(
             module,
             f=str(path),
-            kwargs={name: samples[name] for name in names},
+            kwargs=dict(feeds),
             output_names=[spec.name for spec in contract.outputs],
-            dynamic_shapes={name: {0: batch, 1: sequence} for name in names},
+            dynamic_shapes={name: {0: batch, 1: sequence} for name in feeds},
             external_data=weight_bytes > _LARGEST_SINGLE_FILE,
             dynamo=True,
             verbose=False,
