@@ -18,6 +18,7 @@ from hfaccel.rewrites.name_symbols import name_symbols
 from hfaccel.rewrites.narrow_relative_positions import narrow_relative_positions
 from hfaccel.rewrites.pack_gate_up import pack_gate_up
 from hfaccel.rewrites.pack_projections import pack_projections
+from hfaccel.rewrites.score_at_once import score_at_once
 from hfaccel.rewrites.untie_head import untie_head
 
 if TYPE_CHECKING:
@@ -43,5 +44,9 @@ REWRITES: Mapping[RewriteName, Rewrite] = {
     "untie_head": untie_head,
     "last_token_logits": last_token_logits,
 }
-FUSIONS: Mapping[FusionName, Rewrite] = {"attention": fuse_attention, "pack_gate_up": pack_gate_up}
+FUSIONS: Mapping[FusionName, Rewrite] = {
+    "attention": fuse_attention,
+    "pack_gate_up": pack_gate_up,
+    "score_at_once": score_at_once,
+}
 """Beside those of onnxruntime, which transformers makes."""

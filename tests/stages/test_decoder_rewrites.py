@@ -21,6 +21,7 @@ from hfaccel.rewrites.drop_unused import drop_unused
 from hfaccel.rewrites.graphs import load_graph, operator_counts, save_graph
 from hfaccel.rewrites.last_token_logits import all_token_logits, last_token_logits
 from hfaccel.rewrites.pack_gate_up import pack_gate_up
+from hfaccel.rewrites.score_at_once import score_at_once
 from hfaccel.rewrites.untie_head import untie_head
 from hfaccel.runtime.session import GraphSession
 from hfaccel.stages.exporters import quiet_exporters
@@ -286,3 +287,25 @@ def test_a_graph_that_forgets_its_cache_has_none(forgets: str, llama: tuple[Path
     found = parity.compare(CachedDecoding(Forgetful(GraphSession(llama[0]), forgets), CACHE), recorded(llama[1]))
     assert found.max_abs > 1e-2
     assert found.min_cosine < 0.999
+
+
+def test_scores_written_down_at_once_change_no_answer(llama: tuple[Path, Reference], tmp_path: Path) -> None:
+    ids = np.random.default_rng(5).integers(1, WORDS, (2, 33))
+    feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids), **empty_past(2, CACHE)}
+    model = load_graph(llama[0])
+    before = GraphSession(llama[0]).run(feeds)
+    assert score_at_once(model) == LAYERS
+    found = run(model, tmp_path / "out", feeds)
+    for name, values in before.items():
+        np.testing.assert_allclose(found[name], values, atol=1e-5, err_msg=name)
+    assert score_at_once(model) == 0
+
+
+@pytest.mark.parametrize("other", [{"local_window_size": 8}, {"smooth_softmax": 1}])
+def test_attention_of_another_kind_keeps_its_blocks(llama: tuple[Path, Reference], other: dict[str, int]) -> None:
+    model = load_graph(llama[0])
+    first = next(node for node in model.graph if node.op_type == "GroupQueryAttention")
+    for name, value in other.items():
+        first.attributes[name] = onnx_ir.AttrInt64(name, value)
+    assert score_at_once(model) == LAYERS - 1
+    assert len(first.inputs) < 12

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,6 +108,14 @@ class KeyValueCache:
             binding.bind_ortvalue_input(past, value)
             binding.bind_ortvalue_output(present, value)
 
+    def row(self, index: int) -> KeyValueCache:
+        """One row, in the same memory: what is written there is written here."""
+        view = copy(self)
+        view.batch = 1
+        view._buffers = [buffer[index : index + 1] for buffer in self._buffers]
+        view._values = [_shared(buffer) for buffer in view._buffers]
+        return view
+
     def keep_rows(self, rows: list[int], tokens: int) -> None:
         """Drop all other rows, without new memory; the cache must be bound again.
 
@@ -154,10 +163,10 @@ class KeyValueCache:
             tokens: room that each row needs.
             filled: tokens of a row that are copied.
         """
-        copy = KeyValueCache(self.batch, tokens, self._settings, self._stored)
-        for source, target in zip(self._buffers, copy._buffers, strict=True):
+        larger = KeyValueCache(self.batch, tokens, self._settings, self._stored)
+        for source, target in zip(self._buffers, larger._buffers, strict=True):
             target[:, :, :filled] = source[:, :, :filled]
-        return copy
+        return larger
 
     def _shrink(self, rows: int) -> None:
         self._buffers = [buffer[:rows] for buffer in self._buffers]

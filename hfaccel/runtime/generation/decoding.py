@@ -16,6 +16,12 @@ from hfaccel.runtime.generation.memory import Memory
 POSITIONS = "position_ids"
 PROMPT_TOKENS = 8
 """From so many new tokens of all rows the graph for prompts is the faster one."""
+PIECE_TOKENS = 512
+"""Longer prompts are read in pieces: attention writes down the scores of all tokens that it is given at once."""
+TOGETHER_TOKENS = 4096
+"""More tokens of several prompts, padding included, are not read together: for the same reason."""
+ROW_COST_TOKENS = 16
+"""What a call costs beside its tokens, in tokens."""
 LOGITS_TO_KEEP = "logits_to_keep"
 """A graph's input that says how many tokens, the last ones, its output :data:`KEPT_LOGITS` is about; 1 where it is not fed."""
 KEPT_LOGITS = "kept_logits"
@@ -73,24 +79,47 @@ class Decoding:
 
     def read(self, rows: Sequence[Sequence[int]]) -> None:
         """Read the prompts, or what is left of a prompt whose beginning was read already."""
-        width, padding = max(map(len, rows)), self._decoder.settings.pad_token_id
-        ids = np.full((len(rows), width), padding, dtype=np.int64)
-        first = self._width
+        first, width = self._width, max(map(len, rows))
         for index, row in enumerate(rows):
-            ids[index, : len(row)] = row
             self._mask[index, first + len(row) : first + width] = 0
-        positions = np.broadcast_to(np.arange(first, first + width, dtype=np.int64), ids.shape)
+        if len(rows) == 1:
+            self.logits = self._read_row(0, rows[0], self.cache)
+        elif self.memory is None and first == 0 and _better_alone(list(map(len, rows))):
+            parts = [self._read_row(index, row, self.cache.row(index)) for index, row in enumerate(rows)]
+            self.logits = np.concatenate(parts)
+        else:
+            ids = np.full((len(rows), width), self._decoder.settings.pad_token_id, dtype=np.int64)
+            for index, row in enumerate(rows):
+                ids[index, : len(row)] = row
+            self.logits = self._read(ids, range(len(rows)), rows, self.cache)
+        self._width = first + width
+
+    def _read_row(self, index: int, row: Sequence[int], cache: KeyValueCache) -> np.ndarray:
+        """The logits [1, vocabulary] after one row, which the cache given has for its only one."""
+        logits = self.logits[index : index + 1]
+        for start in range(0, len(row), PIECE_TOKENS):
+            piece = row[start : start + PIECE_TOKENS]
+            logits = self._read(np.array([piece], dtype=np.int64), range(index, index + 1), [piece], cache)
+        return logits
+
+    def _read(self, ids: np.ndarray, places: range, rows: Sequence[Sequence[int]], cache: KeyValueCache) -> np.ndarray:
+        """Read int64 [batch, tokens] into a cache of these rows; the logits [batch, vocabulary] after what ``rows`` holds of it."""
+        first = len(self.tokens[places[0]])
         session = self._decoder.session
         if self._decoder.prompt_session is not None and ids.size >= PROMPT_TOKENS:
             session = self._decoder.prompt_session
-        binding = self._bound_to(session)  # of its own: steps bind another output
+        binding = self._bound_to(session, cache)  # of its own: steps bind another output
         binding.bind_output("logits", "cpu")
-        self._run(session, binding, ids, positions, rows)
-        logits = binding.get_outputs()[-1].numpy()  # bound last; a graph may give one row of logits per token
+        positions = np.broadcast_to(np.arange(first, first + ids.shape[1], dtype=np.int64), ids.shape)
+        mask = self._mask[places.start : places.stop, : first + ids.shape[1]]
+        self._run(session, binding, ids, positions, mask)
+        # Only now: what was not read to the end must not be taken for read when the cache is used again.
+        for place, row in zip(places, rows, strict=True):
+            self.tokens[place].extend(row)
+        logits: np.ndarray = binding.get_outputs()[-1].numpy()  # bound last; a graph may give one row of logits per token
         if logits.shape[1] == 1:
-            self.logits = logits[:, 0]
-        else:
-            self.logits = logits[np.arange(len(rows)), [len(row) - 1 for row in rows]]
+            return logits[:, 0]
+        return np.asarray(logits[np.arange(len(rows)), [len(row) - 1 for row in rows]])
 
     @property
     def room(self) -> int:
@@ -146,7 +175,7 @@ class Decoding:
         value = onnxruntime.OrtValue.ortvalue_from_numpy(logits)
         session = self._step_session()
         if self._binding is None:
-            self._binding = self._bound_to(session)
+            self._binding = self._bound_to(session, self.cache)
         if self._decoder.gives_several_logits:
             self._binding.bind_ortvalue_output(KEPT_LOGITS, value)
             # bind_cpu_input knows no inputs that have a default.
@@ -155,7 +184,10 @@ class Decoding:
         else:
             self._binding.bind_ortvalue_output("logits", value)
         positions = np.array([range(len(row), len(row) + new) for row in self.tokens], dtype=np.int64)
-        self._run(session, self._binding, ids, positions, ids.tolist())
+        self._run(session, self._binding, ids, positions, self._mask[:, : self._width + new])
+        self._width += new
+        for tokens, row in zip(self.tokens, ids.tolist(), strict=True):
+            tokens.extend(row)
         return logits
 
     def _step_session(self) -> Any:
@@ -207,22 +239,17 @@ class Decoding:
         self._mask = np.ones((len(rows), self.cache.capacity), dtype=np.int64)
         self._mask[:, : self._width] = mask[:, used]
 
-    def _run(self, session: Any, binding: Any, ids: np.ndarray, positions: np.ndarray, rows: Sequence[Sequence[int]]) -> None:
-        self._width += ids.shape[1]
-        # Of one row the columns in use lie in one piece, and are not copied.
-        mask = np.ascontiguousarray(self._mask[:, : self._width])
+    def _run(self, session: Any, binding: Any, ids: np.ndarray, positions: np.ndarray, mask: np.ndarray) -> None:
         binding.bind_cpu_input("input_ids", np.ascontiguousarray(ids))
-        binding.bind_cpu_input("attention_mask", mask)
+        # Of one row the columns in use lie in one piece, and are not copied.
+        binding.bind_cpu_input("attention_mask", np.ascontiguousarray(mask))
         if self._decoder.reads_positions:
             binding.bind_cpu_input(POSITIONS, np.ascontiguousarray(positions))
         session.run_with_iobinding(binding)
-        # Only now: what was not read to the end must not be taken for read when the cache is used again.
-        for tokens, row in zip(self.tokens, rows, strict=True):
-            tokens.extend(row)
 
-    def _bound_to(self, session: Any) -> Any:
+    def _bound_to(self, session: Any, cache: KeyValueCache) -> Any:
         binding = session.io_binding()
-        self.cache.bind(binding)
+        cache.bind(binding)
         if self.memory is not None:
             self.memory.bind(binding)
         return binding
@@ -233,6 +260,12 @@ class Decoding:
         grown[:, : self._width] = self._mask[:, : self._width]
         self._mask = grown
         self._binding = None
+
+
+def _better_alone(lengths: Sequence[int]) -> bool:
+    """Whether prompts of these lengths are read one by one: where that costs less than padding, or together they take much memory."""
+    together, alone = len(lengths) * max(lengths), sum(lengths) + ROW_COST_TOKENS * len(lengths)
+    return alone < together or together > TOGETHER_TOKENS or max(lengths) > PIECE_TOKENS
 
 
 def check_prompts(rows: Sequence[Sequence[int]], context_length: int) -> None:

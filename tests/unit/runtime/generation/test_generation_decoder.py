@@ -58,6 +58,39 @@ def test_rows_of_a_ragged_batch_get_what_they_get_alone(tiny: Any) -> None:
     assert together == [tiny.expected(row, 24) for row in rows]
 
 
+@pytest.mark.parametrize(
+    "rows",
+    [[[1, *range(50, 90)]], [[1, *range(50, 90)], PROMPT], [[1, *range(50, 90)], [1, *range(91, 130)]]],
+    ids=["one", "ragged", "even"],
+)
+def test_long_prompts_are_read_in_pieces_and_answered_as_at_once(
+    tiny: Any, rows: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = tiny.open().prefill(rows, room=2)
+    monkeypatch.setattr("hfaccel.runtime.generation.decoding.PIECE_TOKENS", 7)
+    pieces = tiny.open().prefill(rows, room=2)
+    assert pieces.tokens == whole.tokens == rows
+    np.testing.assert_allclose(pieces.logits, whole.logits, atol=2e-4)
+    chosen = np.arange(5, 5 + len(rows))
+    np.testing.assert_allclose(pieces.step(chosen), whole.step(chosen), atol=2e-4)
+    assert greedy(tiny.open(), rows, 24) == [tiny.expected(row, 24) for row in rows]
+
+
+def test_prompts_of_one_length_are_read_together(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[int, ...]] = []
+    before = Decoding._run
+
+    def counted(self: Decoding, session: Any, binding: Any, ids: np.ndarray, *rest: Any) -> None:
+        calls.append(ids.shape)
+        before(self, session, binding, ids, *rest)
+
+    monkeypatch.setattr(Decoding, "_run", counted)
+    tiny.open().prefill([PROMPT, PROMPT, PROMPT[:-1]])
+    assert calls == [(3, len(PROMPT))]
+    tiny.open().prefill([PROMPT, [1, *range(50, 90)]])
+    assert calls[1:] == [(1, len(PROMPT)), (1, 41)]
+
+
 def test_rows_can_be_dropped_on_the_way(tiny: Any) -> None:
     rows = [[1, *range(50, 90)], PROMPT, [1, 5], [1, 8, 9]]
     decoding = tiny.open().prefill(rows, room=30)
