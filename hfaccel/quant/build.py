@@ -13,6 +13,7 @@ from hfaccel.quant.calibration import ActivationStatistics, Feeds, observe
 from hfaccel.quant.gptq import store_compensated, store_nearest
 from hfaccel.quant.integer_products import store_dynamic, store_static
 from hfaccel.quant.layers import part_of
+from hfaccel.quant.massive_channels import split_massive_channels
 from hfaccel.quant.methods import MOMENT_ROUNDINGS, scale_first
 from hfaccel.quant.more_bits import float_weights, write_with_eight_bits
 from hfaccel.quant.outlier_neurons import feed_forward_blocks, split_outlier_neurons
@@ -38,6 +39,9 @@ if TYPE_CHECKING:
 
 SENSITIVITY_TEXTS = 4
 """Texts that the ranking is measured on: it runs the graph once per MatMul, and a handful already orders them."""
+
+MASSIVE_BATCHES = 2
+"""Calibration batches whose first texts are looked through for massive channels: every text has them, at its first token."""
 
 
 @dataclass(frozen=True)
@@ -144,6 +148,8 @@ def prepare_graph(rung: Rung, graph: Path, calibration: CalibrationData, *, scra
     read_norms = _rotate(rung, model, graph) if rung.rotate else ()
     split: tuple[str, ...] = ()
     feed_forward_inputs = {block.down.inputs[0].name for block in feed_forward_blocks(model) if block.down.inputs[0] is not None}
+    if rung.massive_channels:
+        split = _split_massive(rung, model, graph, calibration, exclude=read_norms, scratch=scratch)
     if rung.outlier_neurons:
         split = split_outlier_neurons(model, statistics, rung.outlier_neurons)
     if rung.smooth is not None:
@@ -171,6 +177,19 @@ def _rotate(rung: Rung, model: onnx_ir.Model, graph: Path) -> tuple[str, ...]:
             hint=f"give the rung {rung.name} rotate: auto, or leave it out of the ladder of this architecture",
         )
     return names
+
+
+def _split_massive(
+    rung: Rung, model: onnx_ir.Model, graph: Path, calibration: CalibrationData, *, exclude: Collection[str], scratch: Path
+) -> tuple[str, ...]:
+    """Names of the small products of split-off channels; looked for where a rotation has not spread them, and not in front of the head."""
+    floating = load_graph(graph)
+    names = set(_but_head(floating, [site.node for site in matmul_sites(floating)])) - set(exclude)
+    texts = [
+        {name: array[:SENSITIVITY_TEXTS] for name, array in batch.items()} for batch in calibration.batches[:MASSIVE_BATCHES]
+    ]
+    statistics = observe(floating, _activations(floating, names), texts, workdir=scratch)
+    return split_massive_channels(model, statistics, rung.massive_channels, names)
 
 
 def _but_head(model: onnx_ir.Model, matmuls: Sequence[str]) -> tuple[str, ...]:

@@ -127,6 +127,8 @@ class Rung(Section):
             token. Needs weights of 8 bits without zero points.
         cache_bits: of decoders: bits of a key or value in the cache, one scale per channel of a head; None leaves them in float32. Needs
             calibration data.
+        massive_channels: weight-only of decoders: channels of a product's input whose largest value is more than this many times that of the
+            median channel stay in float, where they are few; needs calibration data. 0 = none.
         objectives: the rung competes only where one of these is asked for; empty = always.
         least_budget: the rung competes only where at least this loss is allowed: with less it is known to be refused, after it has
             cost its time.
@@ -160,6 +162,7 @@ class Rung(Section):
     rotate: bool | Literal["auto"] = False
     prompt_graph: bool = False
     cache_bits: Literal[4, 8] | None = None
+    massive_channels: float = Field(default=0.0, ge=0)
     objectives: tuple[Objective, ...] = ()
     least_budget: float = Field(default=0.0, ge=0, lt=1)
     engine: Engine = "onnxruntime"
@@ -178,7 +181,8 @@ class Rung(Section):
     @property
     def needs_calibration(self) -> bool:
         """Whether this rung can be built only with calibration texts."""
-        return self.needs_statistics or self.keep_float > 0 or self.method in _CALIBRATED_METHODS or self.cache_bits is not None
+        measures = self.keep_float > 0 or self.massive_channels > 0 or self.cache_bits is not None
+        return self.needs_statistics or measures or self.method in _CALIBRATED_METHODS
 
     @property
     def precision(self) -> Precision:
@@ -268,7 +272,17 @@ _CALIBRATED_METHODS = frozenset({"gptq", "quant-ease", "awq", "awq-quant-ease", 
 _SESSION_FIELDS = frozenset(SessionSettings.__dataclass_fields__) & frozenset(Rung.model_fields)
 _QUANTIZATION_FIELDS = frozenset(Rung.model_fields) - _SESSION_FIELDS - {"name", "scheme", "graph", "objectives"}
 _WEIGHT_ONLY_FIELDS = frozenset(
-    {"weight_only_bits", "block_size", "symmetric", "method", "eight_bit", "eight_bit_matmuls", "rotate", "prompt_graph"}
+    {
+        "weight_only_bits",
+        "block_size",
+        "symmetric",
+        "method",
+        "eight_bit",
+        "eight_bit_matmuls",
+        "rotate",
+        "prompt_graph",
+        "massive_channels",
+    }
 )
 
 
