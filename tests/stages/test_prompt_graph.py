@@ -189,6 +189,45 @@ def test_what_reads_a_norm_lies_in_one_file_for_both_graphs_and_the_rest_is_turn
     assert operators.count("MatMulIntegerToFloat") >= 4 * LAYERS
 
 
+@pytest.mark.parametrize("method", ["rtn", "gptq"])
+def test_massive_channels_stay_in_float_in_both_graphs(method: str, tmp_path: Path) -> None:
+    """A channel of a feed-forward block is planted that is hundreds of times as large as the others."""
+    graph = make_graph("llama", tmp_path)
+    model = load_graph(graph)
+    block = next(node for node in model.graph if (node.name or "").endswith("_and_up"))
+    weight = block.inputs[1]
+    assert weight is not None
+    assert weight.const_value is not None
+    planted = weight.const_value.numpy().copy()
+    planted[:, [7, 160 + 7]] *= 60  # gate and up
+    weight.const_value = onnx_ir.tensor(planted)
+    (tmp_path / "planted").mkdir()
+    source = save_graph(model, tmp_path / "planted")
+    ids = np.random.default_rng(9).integers(1, WORDS, 40).tolist()
+    exact = Decoder(source, SessionSettings(), CACHE).prefill([ids]).logits
+    errors = []
+    for ratio in (0, 20):
+        folder = tmp_path / f"ratio-{ratio}"
+        folder.mkdir()
+        rung = Rung(
+            name="any",
+            scheme="weight-only",
+            graph="fused",
+            block_size=64,
+            method=method,  # type: ignore[arg-type]
+            rotate=True,
+            prompt_graph=True,
+            massive_channels=ratio,
+        )
+        built = build_candidate(rung, source, calibration(), weights=ANYWHERE, folder=folder)
+        operators = [node.op_type for name in ("model.onnx", PROMPT_GRAPH_NAME) for node in load_graph(folder / name).graph]
+        # In either graph one small product, beside those with the Hadamard matrix.
+        assert operators.count("MatMul") == 2 * LAYERS + (2 if ratio else 0)
+        assert len(built.split_neurons) == (1 if ratio else 0)
+        errors.append(np.abs(Decoder(built.path, SessionSettings(), CACHE).prefill([ids]).logits - exact).max())
+    assert errors[1] < errors[0] / 2
+
+
 def test_what_only_prompts_read_is_copied_along(folder: Path, tmp_path: Path) -> None:
     copy_graph(folder / "model.onnx", tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {path.name for path in folder.iterdir()}
