@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 
     from hfaccel.recipe.schema import Rung
 
-SENSITIVITY_TEXTS = 4
-"""Texts that the ranking is measured on: it runs the graph once per MatMul, and a handful already orders them."""
+FIRST_TEXTS = 4
+"""Of a batch. The ranking by sensitivity runs the graph once per MatMul, and a handful already orders them."""
 
 MASSIVE_BATCHES = 2
 """Calibration batches whose first texts are looked through for massive channels: every text has them, at its first token."""
@@ -130,7 +130,7 @@ def build_candidate(
     ranking: list[tuple[str, float]] = []
     if rung.keep_float:
         switched = switched_graph(rung, prepared, weights=weights, workdir=scratch)
-        ranking = rank_by_sensitivity(switched, first_texts(calibration.batches))[: rung.keep_float]
+        ranking = rank_by_sensitivity(switched, first_texts(calibration.batches[:1]))[: rung.keep_float]
     kept_float = (*ranking, *((name, 0.0) for name in rung.float_matmuls))
     built = quantize_graph(rung, prepared, kept_float, weights=weights, folder=folder)
     if rung.cache_bits is not None:
@@ -185,9 +185,7 @@ def _split_massive(
     """Names of the small products of split-off channels; looked for where a rotation has not spread them, and not in front of the head."""
     floating = load_graph(graph)
     names = set(_but_head(floating, [site.node for site in matmul_sites(floating)])) - set(exclude)
-    texts = [
-        {name: array[:SENSITIVITY_TEXTS] for name, array in batch.items()} for batch in calibration.batches[:MASSIVE_BATCHES]
-    ]
+    texts = first_texts(calibration.batches[:MASSIVE_BATCHES])
     statistics = observe(floating, _activations(floating, names), texts, workdir=scratch)
     return split_massive_channels(model, statistics, rung.massive_channels, names)
 
@@ -302,8 +300,8 @@ def _check_known(rung: Rung, prepared: PreparedGraph) -> None:
 
 
 def first_texts(batches: Sequence[Feeds]) -> list[Feeds]:
-    """The few texts that sensitivity is measured on."""
-    return [{name: array[:SENSITIVITY_TEXTS] for name, array in batches[0].items()}]
+    """The few texts of each batch that show what is looked for: sensitivity, or massive channels."""
+    return [{name: array[:FIRST_TEXTS] for name, array in batch.items()} for batch in batches]
 
 
 def _activations(model: onnx_ir.Model, nodes: Collection[str] | None = None) -> list[str]:

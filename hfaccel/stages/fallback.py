@@ -118,7 +118,7 @@ def _search(
     rank_until = ranking_deadline(deadline)
     ranking = rank_by_sensitivity(
         switched,
-        [few for feeds in calibration.batches[:RANKING_BATCHES] for few in first_texts([feeds])],
+        first_texts(calibration.batches[:RANKING_BATCHES]),
         blocks=blocks,
         distance=_distance(ctx.artifacts["export"].contract),
         ledger=journal,

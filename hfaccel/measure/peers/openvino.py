@@ -47,7 +47,7 @@ def _convert(setup: Setup) -> Any:
 
     with quiet():
         model = openvino.convert_model(setup.module, example_input=sample_feeds(setup.module, setup.artifact))
-    for port, spec in zip(model.outputs, setup.artifact.contract.outputs, strict=False):
+    for port, spec in zip(model.outputs, setup.artifact.contract.outputs, strict=True):
         port.get_tensor().set_names({spec.name})
     return model
 
