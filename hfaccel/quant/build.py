@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from hfaccel.errors import RecipeError
 from hfaccel.quant.calibration import ActivationStatistics, Feeds, observe
+from hfaccel.quant.eight_bit_scores import round_score_operands, score_operands
 from hfaccel.quant.gptq import store_compensated, store_nearest
 from hfaccel.quant.integer_products import store_dynamic, store_static
 from hfaccel.quant.layers import part_of
@@ -29,8 +30,10 @@ from hfaccel.recipe.schema import WeightFormat
 from hfaccel.rewrites.drop_unused import drop_unused
 from hfaccel.rewrites.graphs import load_graph
 from hfaccel.rewrites.mask_always import mask_always
+from hfaccel.rewrites.plain_attention import spell_out_attention
 from hfaccel.rewrites.rotate_residual import NOT_ROTATABLE, rotate_residual
 from hfaccel.rewrites.split_encoder_decoder import decoder_nodes
+from hfaccel.rewrites.unpack_projections import unpack_projections
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -70,16 +73,16 @@ class CalibrationData:
 
 
 def gather_statistics(graph: Path, batches: Sequence[Feeds], workdir: Path) -> dict[str, ActivationStatistics]:
-    """Statistics of every activation that a quantizable MatMul of the float graph reads; one pass serves all rungs."""
+    """Statistics of every activation that a quantizable MatMul or fused attention's scores read; one pass serves all rungs."""
     model = load_graph(graph)
-    statistics = observe(model, _activations(model), batches, workdir=workdir)
+    statistics = observe(model, _observed(model), batches, workdir=workdir)
     shutil.rmtree(workdir, ignore_errors=True)
     return statistics
 
 
 def covers(statistics: Mapping[str, ActivationStatistics], graph: Path) -> bool:
     """Whether statistics of another graph of the same model serve this one: exact rewrites keep the names of what they leave as it is."""
-    return statistics.keys() >= set(_activations(load_graph(graph)))
+    return statistics.keys() >= set(_observed(load_graph(graph)))
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,7 @@ class PreparedGraph:
         model: the rewritten float graph.
         matmuls: names of the MatMuls that can be quantized, in graph order.
         split: names of those of split-off outlier neurons, which cannot.
-        ranges: of the activations by name, for the static scheme; None for the others.
+        ranges: of the activations by name, for the static scheme, and of queries and keys; None for the others.
         batches: calibration texts, for the method gptq.
         in_channels: MatMuls that read what a rotated norm gives, whose weights have one scale per channel for the graph for prompts.
         to_turn: all others that such a graph computes in 8 bit.
@@ -162,6 +165,8 @@ def prepare_graph(rung: Rung, graph: Path, calibration: CalibrationData, *, scra
         if rung.calibration == "percentile":  # a histogram cannot be derived from that of the unchanged graph
             statistics = observe(model, activations, calibration.batches, workdir=scratch, histograms=True)
         ranges = {name: statistics[name].range(rung.calibration) for name in activations}
+        if rung.eight_bit_scores:
+            ranges |= {name: calibration.statistics[name].range("minmax") for name in score_operands(model)}
     in_channels = tuple(name for name in matmuls if name in read_norms) if rung.prompt_graph else ()
     to_turn = tuple(name for name in _but_head(model, matmuls) if name not in read_norms) if rung.prompt_graph else ()
     return PreparedGraph(model, matmuls, split, ranges, calibration.batches, in_channels, to_turn)
@@ -245,6 +250,10 @@ def _write_integers(rung: Rung, prepared: PreparedGraph, nodes: Sequence[str], f
     else:
         portable = rung.engine != "onnxruntime"
         store_static(model, nodes, prepared.ranges, weights, per_channel=rung.per_channel, portable=portable)
+        if rung.eight_bit_scores:
+            unpack_projections(model)
+            round_score_operands(model, prepared.ranges)
+            spell_out_attention(model)
     if rung.quantize_embeddings:
         quantize_tables(model, rung)
         drop_unused(model)
@@ -302,6 +311,11 @@ def _check_known(rung: Rung, prepared: PreparedGraph) -> None:
 def first_texts(batches: Sequence[Feeds]) -> list[Feeds]:
     """The few texts of each batch that show what is looked for: sensitivity, or massive channels."""
     return [{name: array[:FIRST_TEXTS] for name, array in batch.items()} for batch in batches]
+
+
+def _observed(model: onnx_ir.Model) -> list[str]:
+    """What the statistics of a float graph are of."""
+    return list(dict.fromkeys((*_activations(model), *score_operands(model))))
 
 
 def _activations(model: onnx_ir.Model, nodes: Collection[str] | None = None) -> list[str]:

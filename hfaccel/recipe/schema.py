@@ -109,6 +109,7 @@ class Rung(Section):
             few tokens, while the encoder computes many at once.
         quantize_embeddings: also store embedding tables in 8 bit (whatever the bits of the weights).
         calibration: range estimator of the static scheme.
+        eight_bit_scores: static in openvino: queries and keys of fused attention are rounded to 8 bit too.
         weight_only_bits: weight-only: bits of a weight; 8 is nearly exact, 4 is for size.
         block_size: weight-only: how many inputs of an output channel share a scale; smaller blocks are closer and slower.
         symmetric: weight-only: without a zero point per block.
@@ -153,6 +154,7 @@ class Rung(Section):
     blockwise_decoder: bool = False
     quantize_embeddings: bool = False
     calibration: Literal["minmax", "percentile"] = "minmax"
+    eight_bit_scores: bool = False
     weight_only_bits: Literal[4, 8] = 8
     block_size: Literal[16, 32, 64, 128, 256] = 128
     symmetric: bool = True
@@ -232,6 +234,8 @@ class Rung(Section):
             found += self._weight_only_contradictions()
         else:
             found += [(name, f"the scheme {self.scheme} has no blocks") for name in self._changed(_WEIGHT_ONLY_FIELDS)]
+        if self.eight_bit_scores and not (self.scheme == "static" and self.masks_always):
+            found.append(("eight_bit_scores", "only static on the fused graph in openvino has them"))
         if self.scheme == "dynamic" and self.engine != "onnxruntime":
             found.append(("engine", f"only onnxruntime has products with the range of each call, {self.engine} has none"))
         if self.scheme == "per-token":

@@ -28,10 +28,11 @@ if TYPE_CHECKING:
 ATTENTION = "MultiHeadAttention"
 _LENGTH = 1100
 """Tokens; windows of local attention are some hundred wide."""
-_NEVER = float(np.finfo(np.float32).min)
+NEVER = float(np.finfo(np.float32).min)
+"""What fused attention adds to a score that is masked."""
 _MASKED = -1e4
 """What is added to a score that is masked is no larger."""
-_PARTS, _KEYS = (0, 2, 1, 3), (0, 2, 3, 1)
+PART_AXES, KEY_AXES = (0, 2, 1, 3), (0, 2, 3, 1)
 """Permutations that bring [batch, sequence, heads, size] into the layouts of queries and values, and of keys."""
 
 
@@ -81,11 +82,11 @@ def _attention(softmax: onnx_ir.Node) -> _Attention | None:
     mix = only_reader_of(softmax, "MatMul")
     last = only_reader_of(mix, "Transpose")
     end = only_reader_of(last, "Reshape")
-    if scores is None or mask is None or mix is None or last is None or end is None or _axes(last) != _PARTS:
+    if scores is None or mask is None or mix is None or last is None or end is None or _axes(last) != PART_AXES:
         return None
     if any(len(tuple(node.outputs[0].uses())) != 1 for node in (scores, add)):
         return None  # others look at the scores too
-    factors = ((scores.inputs[0], _PARTS), (scores.inputs[1], _KEYS), (mix.inputs[1], _PARTS))
+    factors = ((scores.inputs[0], PART_AXES), (scores.inputs[1], KEY_AXES), (mix.inputs[1], PART_AXES))
     split = [part for value, axes in factors if (part := _split(value, axes)) is not None]
     if len(split) != len(factors) or len({heads for _, heads in split}) != 1:
         return None
@@ -113,7 +114,7 @@ def _fuse(model: onnx_ir.Model, attention: _Attention, padding: onnx_ir.Value, c
 
     end, name = attention.end, attention.end.name or ""
     before = end.outputs[0]
-    settings = {"num_heads": attention.heads, "scale": 1.0, "mask_filter_value": _NEVER}
+    settings = {"num_heads": attention.heads, "scale": 1.0, "mask_filter_value": NEVER}
 
     def branch(what: str, *more: onnx_ir.Value | None) -> onnx_ir.Graph:
         node = onnx_ir.node(ATTENTION, [*attention.parts, *more], settings, domain=DOMAIN, name=f"{name}_{what}")

@@ -89,6 +89,7 @@ def test_what_goes_together(fields: dict[str, Any]) -> None:
     ("text", "key", "what"),
     [
         ("scheme: static, inference_precision: bf16", "inference_precision", "onnxruntime cannot compute float graphs in bf16"),
+        ("scheme: static, eight_bit_scores: true", "eight_bit_scores", "only static on the fused graph in openvino has them"),
         ("scheme: static, engine: openvino, allow_spinning: false", "allow_spinning", "openvino has no such setting"),
         ("scheme: none, smooth: 0.5", "smooth", "a rung of scheme none quantizes nothing"),
         ("scheme: none, block_size: 64", "block_size", "a rung of scheme none quantizes nothing"),
