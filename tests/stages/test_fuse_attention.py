@@ -21,6 +21,7 @@ from hfaccel.rewrites.graphs import load_graph, operator_counts, save_graph
 from hfaccel.rewrites.mask_always import mask_always
 from hfaccel.rewrites.plain_attention import spell_out_attention
 from hfaccel.rewrites.unpack_projections import unpack_projections
+from hfaccel.runtime.openvino_session import OpenVinoSession
 from hfaccel.runtime.session import GraphSession
 
 NOTHING = ("fuse.enabled=false", "quantize.enabled=false")
@@ -183,7 +184,6 @@ def test_scores_of_eight_bits_are_products_of_eight_bits_and_stay_near(
 def test_the_engine_of_scores_of_eight_bits_reads_them_as_they_are_written(
     optimized: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    openvino_session = pytest.importorskip("hfaccel.runtime.openvino_session")
     pytest.importorskip("openvino", reason="the package openvino is not installed")
     graph, _ = fused(optimized("bert"), tmp_path / "fused")
     batch = feeds_of(GraphSession(graph), MASKS["padding behind"])
@@ -191,7 +191,7 @@ def test_the_engine_of_scores_of_eight_bits_reads_them_as_they_are_written(
     rung = Rung(name="one", scheme="static", graph="fused", engine="openvino", eight_bit_scores=True)
     (tmp_path / "out").mkdir()
     built = build_candidate(rung, graph, calibration, weights=WeightFormat(sums_in_16_bits=True), folder=tmp_path / "out")
-    theirs, ours = openvino_session.OpenVinoSession(built.path, rung.session()), GraphSession(built.path)
+    theirs, ours = OpenVinoSession(built.path, rung.session()), GraphSession(built.path)
     for what, mask in MASKS.items():
         wanted, found = (next(iter(session.run(feeds_of(ours, mask)).values())) for session in (ours, theirs))
         assert np.linalg.norm(found - wanted) <= 0.02 * np.linalg.norm(wanted), what
