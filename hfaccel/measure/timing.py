@@ -189,6 +189,11 @@ def _seconds_of(run: Callable[[], None], clock: Callable[[], float]) -> float:
     return clock() - before
 
 
+def milliseconds_of(run: Callable[[], None]) -> float:
+    """Of one run, now."""
+    return _seconds_of(run, time.perf_counter) * _MILLISECONDS
+
+
 def compare(parent: Timing, candidate: Timing, *, seed: int = 0) -> Speedup:
     """The speed-up of ``candidate`` over ``parent``, both from one call of :func:`interleaved`.
 

@@ -14,6 +14,7 @@ from hfaccel.evaluate.cached_decoding import open_with_all_logits
 from hfaccel.evaluate.sample import multilingual_sample
 from hfaccel.quant.quantize_cache import with_cache_of
 from hfaccel.runtime.generation.decoder import PROMPT_GRAPH_NAME
+from hfaccel.runtime.generation.model import GenerationModel
 from hfaccel.runtime.tokenizer import TextTokenizer
 from hfaccel.source.torch_model import TorchRunner, load_torch_model
 from hfaccel.stages.base import StageContext, StageName, StageResult
@@ -30,7 +31,7 @@ from hfaccel.stages.guess_price import with_guess_price
 from hfaccel.stages.many_rows import with_prompt_graph_rows
 from hfaccel.stages.parents import FALLBACK_FOLDER, graph_path
 from hfaccel.stages.precision_map import precision_map
-from hfaccel.stages.shipping import write_shipped, written_by
+from hfaccel.stages.shipping import open_shipped, write_golden, write_graph, written_by
 from hfaccel.stages.threads import with_tuned_threads
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from hfaccel.runtime.session import Runner
 
 NAME: StageName = "accuracy"
-REVISION = 22
+REVISION = 23
 LIBRARIES = (
     "torch",
     "transformers",
@@ -103,11 +104,15 @@ def run(artifact: Artifact | None, ctx: StageContext) -> StageResult:
     judged = race_finalists(judged, artifact, ctx)
     chosen = _shippable(choose(judged, ctx.recipe.measure.objective), judged, ctx)
     chosen, threads = with_tuned_threads(chosen, graph_path(chosen, artifact, ctx), ctx)
-    chosen = with_greedy_paths(replace(chosen, matmuls=precision_map(chosen, ctx)), judged, prompts, artifact, ctx)
-    graph = write_shipped(graph_path(chosen, artifact, ctx), chosen, artifact.contract, tokenizer, ctx)
+    chosen = replace(chosen, matmuls=precision_map(chosen, ctx))
+    graph = write_graph(graph_path(chosen, artifact, ctx), artifact.contract, ctx)
     contract = with_cache_of(artifact.contract, ctx.workdir / graph)
-    contract = with_guess_price(contract, ctx.workdir / graph, chosen.session, ctx)
-    contract = with_prompt_graph_rows(contract, ctx.workdir / graph, chosen.session, chosen, ctx)
+    model = open_shipped(chosen.session, contract, tokenizer, ctx)
+    write_golden(model, contract, ctx)
+    if isinstance(model, GenerationModel):
+        chosen = with_greedy_paths(chosen, model, judged, prompts, artifact, ctx)
+        contract = with_guess_price(contract, model.decoder, ctx)
+        contract = with_prompt_graph_rows(contract, model.decoder, chosen, ctx)
     shutil.rmtree(ctx.workdir / FALLBACK_FOLDER, ignore_errors=True)
     save_candidates(rank(judged, chosen, ctx.recipe.measure.objective), ctx.workdir)
     made = Artifact(ctx.workdir, graph, chosen.precision, contract, record_files(ctx.workdir))

@@ -15,6 +15,8 @@ NEAR_EQUAL = 0.05
 """Candidates this close to the best one are equal as far as timings on a shared machine can tell: accuracy decides."""
 CLEARLY = 1.1
 """What is this much faster in one quick race is faster: medians of its few rounds were off by up to a twentieth."""
+MUCH_SMALLER = 0.75
+"""A slower graph of at most this share of the bytes may be wanted all the same, so its loss is told."""
 
 
 def choose(judged: Sequence[Candidate], objective: Objective) -> Candidate | None:
@@ -36,8 +38,8 @@ def choose(judged: Sequence[Candidate], objective: Objective) -> Candidate | Non
 def outdone(candidate: Candidate, judged: Sequence[Candidate], objective: Objective) -> str | None:
     """Why a candidate that was not judged yet cannot be chosen any more, or None: one that holds the accuracy gate is better.
 
-    In the same quick race that one was a tenth faster over the workload, at no point a tenth slower, and it is no larger. Judging a
-    graph that generates text takes longer than all its timing.
+    In the same quick race that one was a tenth faster over the workload, at no point a tenth slower, and it is not much larger. Judging
+    a graph that generates text takes longer than all its timing.
     """
     if objective == "size" or not candidate.timings:
         return None
@@ -47,7 +49,7 @@ def outdone(candidate: Candidate, judged: Sequence[Candidate], objective: Object
         somewhere_faster = any(
             own.speedup > its.speedup * CLEARLY for own, its in zip(candidate.timings, other.timings, strict=True)
         )
-        smaller = candidate.size_bytes < other.size_bytes * (1 - NEAR_EQUAL)
+        smaller = candidate.size_bytes <= other.size_bytes * MUCH_SMALLER
         if candidate.speedup * CLEARLY < other.speedup and not somewhere_faster and not smaller:
             told = f"{candidate.speedup:.2f}x float in the quick race"
             return f"{told}; {other.name} was {other.speedup:.2f}x in the same race and holds the accuracy gate"

@@ -22,7 +22,12 @@ STEPS = 64
 
 
 def with_greedy_paths(
-    chosen: Candidate, judged: Sequence[Candidate], prompts: Sequence[PathPrompt], quantized: Artifact, ctx: StageContext
+    chosen: Candidate,
+    model: GenerationModel,
+    judged: Sequence[Candidate],
+    prompts: Sequence[PathPrompt],
+    quantized: Artifact,
+    ctx: StageContext,
 ) -> Candidate:
     """The candidate with ``greedy`` in its verdict: how much of 64 greedy steps it writes as the float graph does.
 
@@ -32,6 +37,7 @@ def with_greedy_paths(
 
     Args:
         chosen: what ships, of a decoder.
+        model: that it is, open.
         judged: all candidates.
         prompts: of texts that nothing was calibrated on.
         quantized: of the quantize stage.
@@ -41,18 +47,15 @@ def with_greedy_paths(
     if floating is None or chosen.name == FLOAT_PARENT or not prompts:
         return chosen
     ctx.progress.step(f"continuing {len(prompts)} prompts by {STEPS} tokens")
-    source, candidate = (_continuations(item, prompts, quantized, ctx) for item in (floating, chosen))
-    found: GreedyAgreement = greedy_agreement(source, candidate, [prompt.cluster for prompt in prompts], steps=STEPS)
+    contract = quantized.contract
+    assert contract.generation is not None  # asked of decoders only
+    decoder = Decoder(graph_path(floating, quantized, ctx), floating.session, contract.generation)
+    source = GenerationModel(decoder, ctx.artifacts["export"].folder, contract)
+    clusters = [prompt.cluster for prompt in prompts]
+    found: GreedyAgreement = greedy_agreement(_continued(source, prompts), _continued(model, prompts), clusters, steps=STEPS)
     return replace(chosen, verdict={**(chosen.verdict or {}), "greedy": found.to_json()})
 
 
-def _continuations(
-    candidate: Candidate, prompts: Sequence[PathPrompt], quantized: Artifact, ctx: StageContext
-) -> list[list[int]]:
+def _continued(model: GenerationModel, prompts: Sequence[PathPrompt]) -> list[list[int]]:
     """What the run time of the compiled folder writes after each prompt, all of them in one batch."""
-    contract = quantized.contract
-    assert contract.generation is not None  # asked of decoders only
-    decoder = Decoder(graph_path(candidate, quantized, ctx), candidate.session, contract.generation)
-    model = GenerationModel(decoder, ctx.artifacts["export"].folder, contract)
-    rows = [prompt.ids for prompt in prompts]
-    return model.generate_ids(rows, SamplingSettings(max_new_tokens=STEPS), max_batch=len(rows))
+    return model.generate_ids([prompt.ids for prompt in prompts], SamplingSettings(max_new_tokens=STEPS), max_batch=len(prompts))

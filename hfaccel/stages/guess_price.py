@@ -8,13 +8,10 @@ from typing import TYPE_CHECKING
 
 from hfaccel.measure.timing import interleaved
 from hfaccel.measure.token_engines import draw_tokens
-from hfaccel.runtime.cores import physical_cores
-from hfaccel.runtime.generation.decoder import Decoder
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from hfaccel.artifact.contract import Contract, SessionSettings
+    from hfaccel.artifact.contract import Contract
+    from hfaccel.runtime.generation.decoder import Decoder
     from hfaccel.stages.base import StageContext
 
 _GUESSES = 3
@@ -24,19 +21,17 @@ _SECONDS = 1.0
 _LEAST, _MOST = 0.02, 1.0
 
 
-def with_guess_price(contract: Contract, graph: Path, session: SessionSettings, ctx: StageContext) -> Contract:
+def with_guess_price(contract: Contract, decoder: Decoder, ctx: StageContext) -> Contract:
     """The contract with the ``guess_price`` of a decoder; as it is where nothing is timed or nothing can be guessed.
 
     Args:
-        contract: of the graph.
-        graph: that ships.
-        session: settings that it runs with.
+        contract: of the decoder.
+        decoder: that ships.
         ctx: of the stage; off the target nothing is timed.
     """
     settings = contract.generation
-    if settings is None or settings.encoder is not None or not ctx.on_target:
+    if settings is None or not ctx.on_target:
         return contract
-    decoder = Decoder(graph, replace(session, intra_op_num_threads=session.intra_op_num_threads or physical_cores()), settings)
     prompt = min(_PROMPT_TOKENS, settings.context_length // 2)
     if not decoder.gives_several_logits or prompt < 1 or settings.context_length - prompt <= _GUESSES:
         return contract

@@ -10,14 +10,11 @@ import numpy as np
 
 from hfaccel.measure.timing import interleaved
 from hfaccel.measure.token_engines import draw_tokens
-from hfaccel.runtime.cores import physical_cores
-from hfaccel.runtime.generation.decoder import Decoder
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from hfaccel.artifact.contract import Contract, SessionSettings
+    from hfaccel.artifact.contract import Contract
     from hfaccel.artifact.generation import GenerationSettings
+    from hfaccel.runtime.generation.decoder import Decoder
     from hfaccel.runtime.generation.decoding import Decoding
     from hfaccel.stages.base import StageContext
     from hfaccel.stages.candidates import Candidate
@@ -31,15 +28,12 @@ _SECONDS = 0.5
 _FASTER = 1.05
 
 
-def with_prompt_graph_rows(
-    contract: Contract, graph: Path, session: SessionSettings, chosen: Candidate, ctx: StageContext
-) -> Contract:
+def with_prompt_graph_rows(contract: Contract, decoder: Decoder, chosen: Candidate, ctx: StageContext) -> Contract:
     """The contract with the ``prompt_graph_rows`` of a decoder; as it is where nothing is timed, or accuracy was not shown.
 
     Args:
-        contract: of the graph.
-        graph: that ships.
-        session: settings that it runs with.
+        contract: of the decoder.
+        decoder: that ships.
         chosen: the candidate that it is, with its verdict.
         ctx: of the stage; off the target nothing is timed.
     """
@@ -48,9 +42,6 @@ def with_prompt_graph_rows(
         return contract
     if settings.context_length < _PROMPT_TOKENS + _STEPS:
         return contract
-    threads = session.intra_op_num_threads or physical_cores()
-    # Threads of the one graph that wait actively would take the cores from the other, which in use runs alone.
-    decoder = Decoder(graph, replace(session, intra_op_num_threads=threads, spin_after_run=False), settings)
     faster: int | None = None
     for rows in _ROWS:
         if _speedup(decoder, settings, rows, seed=ctx.recipe.seed) < _FASTER:

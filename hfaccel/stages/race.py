@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from hfaccel.artifact.contract import SessionSettings
 from hfaccel.evaluate.cached_decoding import open_encoder_decoder
 from hfaccel.measure.decoding import answering_calls, decoding_calls, parse_requests
-from hfaccel.measure.timing import MIN_ROUNDS, PATIENCE, SETTLE_S, Timing, compare, interleaved
+from hfaccel.measure.timing import MIN_ROUNDS, PATIENCE, SETTLE_S, Timing, compare, interleaved, milliseconds_of
 from hfaccel.measure.workload import fit_workload, make_feeds, parse_workload
 from hfaccel.rewrites.graphs import graph_bytes
 from hfaccel.runtime.cores import physical_cores
@@ -34,6 +34,8 @@ OPEN_FACTOR, OPEN_BASE_BYTES = 3, 600_000_000
 """Sessions are open at the same time up to three times the float graph's bytes and this: compiling must fit a laptop."""
 QUICK, QUICK_ROUNDS = 0.3, 4
 """Share of the recipe's seconds per point that a quick race takes, and the fewest rounds of it."""
+GLANCES, GLANCE_MARGIN = 2, 1.25
+"""Runs of each point at a glance, and by how much a fastest run of so few, at another time than what it is compared with, may be off."""
 REMATCHES = 2
 """How often a race against the float graph is run again, longer, while its bounds lie on both sides of 1."""
 
@@ -114,6 +116,18 @@ def settings_race(
     else:
         timed = _time(entrants, ctx, share=QUICK, min_rounds=QUICK_ROUNDS)
     return _against("before", "after", timed)
+
+
+def glance(entrant: Entrant, known: Sequence[PointTiming], ctx: StageContext) -> tuple[PointTiming, ...]:
+    """Timings of a graph from two runs of each point, against known ones of it with other settings: shows what is much slower, no more."""
+    known_ms, found = {item.point: item.candidate_ms for item in known}, []
+    for point, calls in _calls({"after": entrant}, ctx):
+        calls["after"]()
+        before_ms, after_ms = known_ms[point], min(milliseconds_of(calls["after"]) for _ in range(GLANCES))
+        ratio = before_ms / after_ms
+        bounds = ratio / GLANCE_MARGIN, ratio * GLANCE_MARGIN
+        found.append(PointTiming(point, before_ms, after_ms, after_ms, ratio, *bounds, stable=False))
+    return tuple(found)
 
 
 def with_timings(candidate: Candidate, timings: tuple[PointTiming, ...], *, quick: bool) -> Candidate:

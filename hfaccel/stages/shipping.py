@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,10 +15,12 @@ from hfaccel.evaluate.sample import multilingual_sample
 from hfaccel.rewrites.graphs import GRAPH_NAME, copy_graph
 from hfaccel.rewrites.split_encoder_decoder import DECODER_NAME, ENCODER_NAME, write_parts
 from hfaccel.runtime.answering import answering_model
+from hfaccel.runtime.cores import physical_cores
 from hfaccel.runtime.engines import open_graph
 from hfaccel.runtime.generation.decoder import Decoder
 from hfaccel.runtime.generation.encoder_decoder import EncoderDecoder
 from hfaccel.runtime.generation.model import GenerationModel
+from hfaccel.runtime.generation.text_to_text import TextToTextModel
 from hfaccel.runtime.model import Model
 from hfaccel.runtime.speech.model import SpeechModel
 
@@ -28,44 +31,54 @@ if TYPE_CHECKING:
     from hfaccel.evaluate.example import Example
     from hfaccel.runtime.tokenizer import TextTokenizer
     from hfaccel.stages.base import StageContext
-    from hfaccel.stages.candidates import Candidate
     from hfaccel.stages.own_answers import Answers
+
+Shipped = Model | GenerationModel | TextToTextModel | SpeechModel
 
 GOLDEN_TEXTS = 4
 GOLDEN_TONES_HZ = (220.0, 440.0)
 """Sound has no text that it is made of; tones are made anew everywhere, to the bit."""
 
 
-def write_shipped(graph: Path, chosen: Candidate, contract: Contract, tokenizer: TextTokenizer, ctx: StageContext) -> str:
-    """Write a graph, and its golden answers, into the stage's folder.
-
-    Args:
-        graph: of the candidate.
-        chosen: the candidate.
-        contract: of the graph.
-        tokenizer: of the checkpoint.
-        ctx: of the stage.
+def write_graph(graph: Path, contract: Contract, ctx: StageContext) -> str:
+    """Write a candidate's graph into the stage's folder.
 
     Returns:
-        File name of the graph; of an encoder-decoder, whose parts become two files, that of the decoder.
+        Its file name; of an encoder-decoder, whose parts become two files, that of the decoder.
     """
-    generation = contract.generation
-    if generation is not None and generation.encoder is not None:
+    if contract.generation is not None and contract.generation.encoder is not None:
         write_parts(graph, ctx.workdir)
-        name = DECODER_NAME
-    else:
-        copy_graph(graph, ctx.workdir)
-        name = GRAPH_NAME
+        return DECODER_NAME
+    copy_graph(graph, ctx.workdir)
+    return GRAPH_NAME
+
+
+def open_shipped(session: SessionSettings, contract: Contract, tokenizer: TextTokenizer, ctx: StageContext) -> Shipped:
+    """What :func:`write_graph` has written, as the compiled folder will be opened."""
+    generation, folder = contract.generation, ctx.artifacts["export"].folder
+    if generation is None:
+        return Model(open_graph(ctx.workdir / GRAPH_NAME, session), tokenizer, contract)
+    if generation.encoder is None:
+        threads = session.intra_op_num_threads or physical_cores()
+        # Threads of one of its graphs that wait actively would take the cores from the other, which in use runs alone.
+        alone = replace(session, intra_op_num_threads=threads, spin_after_run=False)
+        return GenerationModel(Decoder(ctx.workdir / GRAPH_NAME, alone, generation), folder, contract)
+    parts = EncoderDecoder.open(ctx.workdir / ENCODER_NAME, ctx.workdir / DECODER_NAME, session, generation)
+    return answering_model(parts, folder, contract)
+
+
+def write_golden(model: Shipped, contract: Contract, ctx: StageContext) -> None:
+    """Write golden answers of what ships into the stage's folder."""
+    generation = contract.generation
     speech = generation is not None and generation.encoder is not None and generation.encoder.speech is not None
     inputs: list[Any] = list(GOLDEN_TONES_HZ) if speech else [str(text) for text in multilingual_sample().texts()[:GOLDEN_TEXTS]]
-    outputs = _raw_outputs(inputs, chosen, contract, tokenizer, ctx)
+    outputs = model.raw_outputs(inputs)
     golden = ctx.workdir / "golden"
     golden.mkdir()
     (golden / "inputs.json").write_text(json.dumps(inputs, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     arrays = {f"{index}/{name}": array for index, item in enumerate(outputs) for name, array in item.items()}
     with (golden / "outputs.npz").open("wb") as stream:
         np.savez(stream, **arrays)  # type: ignore[arg-type]  # the stub takes the keyword allow_pickle for one of ours
-    return name
 
 
 def written_by(graph: Path, session: SessionSettings, contract: Contract, ctx: StageContext) -> Answers:
@@ -99,17 +112,3 @@ def written_by(graph: Path, session: SessionSettings, contract: Contract, ctx: S
         return [str(text).strip() for text in texts]
 
     return go_on if generation.encoder is None else answer
-
-
-def _raw_outputs(
-    inputs: Sequence[Any], chosen: Candidate, contract: Contract, tokenizer: TextTokenizer, ctx: StageContext
-) -> list[dict[str, np.ndarray]]:
-    """As ``raw_outputs`` of the loaded folder gives them."""
-    generation, folder = contract.generation, ctx.artifacts["export"].folder
-    if generation is None:
-        return Model(open_graph(ctx.workdir / GRAPH_NAME, chosen.session), tokenizer, contract).raw_outputs(inputs)
-    if generation.encoder is None:
-        decoder = Decoder(ctx.workdir / GRAPH_NAME, chosen.session, generation)
-        return GenerationModel(decoder, folder, contract).raw_outputs(inputs)
-    parts = EncoderDecoder.open(ctx.workdir / ENCODER_NAME, ctx.workdir / DECODER_NAME, chosen.session, generation)
-    return answering_model(parts, folder, contract).raw_outputs(inputs)

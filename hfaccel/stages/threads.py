@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from hfaccel.runtime.cores import physical_cores
-from hfaccel.stages.race import Entrant, geometric_mean, is_slower, settings_race
+from hfaccel.stages.race import Entrant, geometric_mean, glance, is_slower, settings_race
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -54,6 +54,8 @@ def with_tuned_threads(chosen: Candidate, graph: Path, ctx: StageContext) -> tup
 
         def race(before: int, fewer: int, thoroughly: bool) -> Sequence[PointTiming]:
             many, few = (replace(chosen.session, intra_op_num_threads=count) for count in (before, fewer))
+            if chosen.finalist and before == cores and not thoroughly:
+                return glance(Entrant(graph, few, chosen.size_bytes), chosen.timings, ctx)  # the final race has timed the other
             return settings_race(Entrant(graph, many, chosen.size_bytes), few, ctx, thoroughly=thoroughly)
 
         best, trials = halve_threads(cores, race, last_point=ctx.recipe.measure.objective == "throughput")

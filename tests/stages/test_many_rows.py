@@ -11,6 +11,7 @@ import pytest
 import hfaccel
 from hfaccel.artifact.contract import Contract, SessionSettings
 from hfaccel.pipeline import CompileResult
+from hfaccel.runtime.generation.decoder import Decoder
 from hfaccel.stages import many_rows
 from hfaccel.stages.many_rows import with_prompt_graph_rows
 
@@ -39,8 +40,9 @@ def rows_of(compiled: CompileResult, *, verdict: dict[str, Any] | None, on_targe
     recipe = SimpleNamespace(accuracy=SimpleNamespace(max_loss=0.01), seed=0)
     ctx: Any = SimpleNamespace(on_target=on_target, recipe=recipe)
     chosen: Any = SimpleNamespace(verdict=verdict)
-    graph = compiled.folder / compiled.manifest["graph"]
-    generation = with_prompt_graph_rows(contract, graph, SessionSettings(), chosen, ctx).generation
+    assert contract.generation is not None
+    decoder = Decoder(compiled.folder / compiled.manifest["graph"], SessionSettings(), contract.generation)
+    generation = with_prompt_graph_rows(contract, decoder, chosen, ctx).generation
     assert generation is not None
     return generation.prompt_graph_rows
 

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 
+from hfaccel.artifact.contract import SessionSettings
+from hfaccel.stages import race
 from hfaccel.stages.candidates import PointTiming
+from hfaccel.stages.race import Entrant, glance, is_slower
 from hfaccel.stages.threads import halve_threads
 
 
@@ -62,3 +68,19 @@ def test_noise_decides_nothing(spread: float) -> None:
 def test_one_thread_is_the_least() -> None:
     assert halve_threads(4, Machine(0.0, 1.0).race, last_point=False)[0] == 1
     assert halve_threads(1, Machine(0.0, 1.0).race, last_point=False) == (1, [])
+
+
+@pytest.mark.parametrize(("known_ms", "slower"), [((4.0, 80.0), True), ((9.5, 95.0), False), ((20.0, 95.0), False)])
+def test_a_glance_shows_what_is_much_slower_and_no_more(
+    known_ms: tuple[float, float], slower: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Runs of 10 and of 100 ms, of which some are disturbed."""
+    taken = {"short": iter((10.0, 13.0)), "long": iter((140.0, 100.0))}
+    runs = {name: {"after": lambda name=name: name} for name in taken}
+    monkeypatch.setattr(race, "_calls", lambda _entrants, _ctx: iter(runs.items()))
+    monkeypatch.setattr(race, "milliseconds_of", lambda run: next(taken[run()]))
+    known = [PointTiming(name, ms, ms, ms, 1.0, 1.0, 1.0, True) for name, ms in zip(taken, known_ms, strict=True)]
+    ctx: Any = None
+    found = glance(Entrant(Path("model.onnx"), SessionSettings(), 1), known, ctx)
+    assert [item.candidate_ms for item in found] == [10.0, 100.0]
+    assert is_slower(found) == slower
