@@ -108,11 +108,11 @@ class KeyValueCache:
             binding.bind_ortvalue_input(past, value)
             binding.bind_ortvalue_output(present, value)
 
-    def row(self, index: int) -> KeyValueCache:
-        """One row, in the same memory: what is written there is written here."""
+    def rows(self, places: range) -> KeyValueCache:
+        """Consecutive rows, in the same memory: what is written there is written here."""
         view = copy(self)
-        view.batch = 1
-        view._buffers = [buffer[index : index + 1] for buffer in self._buffers]
+        view.batch = len(places)
+        view._buffers = [buffer[places.start : places.stop] for buffer in self._buffers]
         view._values = [_shared(buffer) for buffer in view._buffers]
         return view
 

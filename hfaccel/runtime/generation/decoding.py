@@ -17,9 +17,8 @@ POSITIONS = "position_ids"
 PROMPT_TOKENS = 8
 """From so many new tokens of all rows the graph for prompts is the faster one."""
 PIECE_TOKENS = 512
-"""Longer prompts are read in pieces: attention writes down the scores of all tokens that it is given at once."""
-TOGETHER_TOKENS = 4096
-"""More tokens of several prompts, padding included, are not read together: for the same reason."""
+"""No more tokens are read at once, of one prompt or of several: attention writes down the scores of all of them, and 4 prompts of 128 tokens
+take 0.86 of the time of 4 alone, 32 as long (SmolLM2)."""
 ROW_COST_TOKENS = 16
 """What a call costs beside its tokens, in tokens."""
 LOGITS_TO_KEEP = "logits_to_keep"
@@ -82,24 +81,24 @@ class Decoding:
         first, width = self._width, max(map(len, rows))
         for index, row in enumerate(rows):
             self._mask[index, first + len(row) : first + width] = 0
-        if len(rows) == 1:
-            self.logits = self._read_row(0, rows[0], self.cache)
-        elif self.memory is None and first == 0 and _better_alone(list(map(len, rows))):
-            parts = [self._read_row(index, row, self.cache.row(index)) for index, row in enumerate(rows)]
-            self.logits = np.concatenate(parts)
-        else:
-            ids = np.full((len(rows), width), self._decoder.settings.pad_token_id, dtype=np.int64)
-            for index, row in enumerate(rows):
-                ids[index, : len(row)] = row
-            self.logits = self._read(ids, range(len(rows)), rows, self.cache)
+        # A memory belongs to all rows, and only fresh caches are filled row by row.
+        groups = [range(len(rows))] if self.memory is not None or first else _groups(list(map(len, rows)))
+        self.logits = np.concatenate([self._read_group(group, rows) for group in groups])
         self._width = first + width
 
-    def _read_row(self, index: int, row: Sequence[int], cache: KeyValueCache) -> np.ndarray:
-        """The logits [1, vocabulary] after one row, which the cache given has for its only one."""
-        logits = self.logits[index : index + 1]
-        for start in range(0, len(row), PIECE_TOKENS):
-            piece = row[start : start + PIECE_TOKENS]
-            logits = self._read(np.array([piece], dtype=np.int64), range(index, index + 1), [piece], cache)
+    def _read_group(self, places: range, rows: Sequence[Sequence[int]]) -> np.ndarray:
+        """The logits [group, vocabulary] after some consecutive rows; a row alone is read in pieces."""
+        cache = self.cache if len(places) == self.cache.batch else self.cache.rows(places)
+        group = [rows[place] for place in places]
+        if len(group) > 1:
+            ids = np.full((len(group), max(map(len, group))), self._decoder.settings.pad_token_id, dtype=np.int64)
+            for row, tokens in zip(ids, group, strict=True):
+                row[: len(tokens)] = tokens
+            return self._read(ids, places, group, cache)
+        logits = self.logits[places.start : places.stop]
+        for start in range(0, len(group[0]), PIECE_TOKENS):
+            piece = group[0][start : start + PIECE_TOKENS]
+            logits = self._read(np.array([piece], dtype=np.int64), places, [piece], cache)
         return logits
 
     def _read(self, ids: np.ndarray, places: range, rows: Sequence[Sequence[int]], cache: KeyValueCache) -> np.ndarray:
@@ -262,10 +261,18 @@ class Decoding:
         self._binding = None
 
 
-def _better_alone(lengths: Sequence[int]) -> bool:
-    """Whether prompts of these lengths are read one by one: where that costs less than padding, or together they take much memory."""
-    together, alone = len(lengths) * max(lengths), sum(lengths) + ROW_COST_TOKENS * len(lengths)
-    return alone < together or together > TOGETHER_TOKENS or max(lengths) > PIECE_TOKENS
+def _groups(lengths: Sequence[int]) -> list[range]:
+    """Consecutive prompts that are read together: as long as padding costs less than a call of its own, and not too many tokens."""
+    groups: list[range] = []
+    for place in range(len(lengths)):
+        group = range(groups[-1].start, place + 1) if groups else range(1)
+        own = lengths[group.start : group.stop]
+        tokens = len(own) * max(own)
+        if len(own) > 1 and tokens <= PIECE_TOKENS and tokens - sum(own) <= ROW_COST_TOKENS * (len(own) - 1):
+            groups[-1] = group
+        else:
+            groups.append(range(place, place + 1))
+    return groups
 
 
 def check_prompts(rows: Sequence[Sequence[int]], context_length: int) -> None:

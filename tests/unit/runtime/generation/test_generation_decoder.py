@@ -89,6 +89,10 @@ def test_prompts_of_one_length_are_read_together(tiny: Any, monkeypatch: pytest.
     assert calls == [(3, len(PROMPT))]
     tiny.open().prefill([PROMPT, [1, *range(50, 90)]])
     assert calls[1:] == [(1, len(PROMPT)), (1, 41)]
+    monkeypatch.setattr("hfaccel.runtime.generation.decoding.PIECE_TOKENS", 2 * len(PROMPT))
+    found = tiny.open().prefill([PROMPT] * 5).logits
+    assert calls[3:] == [(2, len(PROMPT)), (2, len(PROMPT)), (1, len(PROMPT))]
+    np.testing.assert_allclose(found, np.repeat(tiny.open().prefill([PROMPT]).logits, 5, axis=0), atol=2e-4)
 
 
 def test_rows_can_be_dropped_on_the_way(tiny: Any) -> None:
