@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ from hfaccel.quant.eight_bit_scores import round_score_operands, score_operands
 from hfaccel.quant.gptq import store_compensated, store_nearest
 from hfaccel.quant.integer_products import store_dynamic, store_static
 from hfaccel.quant.layers import part_of
-from hfaccel.quant.massive_channels import split_massive_channels
+from hfaccel.quant.massive_channels import MassiveChannels, find_massive_channels, split_massive_channels
 from hfaccel.quant.methods import MOMENT_ROUNDINGS, scale_first
 from hfaccel.quant.more_bits import float_weights, write_with_eight_bits
 from hfaccel.quant.outlier_neurons import feed_forward_blocks, split_outlier_neurons
@@ -32,6 +32,7 @@ from hfaccel.rewrites.graphs import load_graph
 from hfaccel.rewrites.mask_always import mask_always
 from hfaccel.rewrites.plain_attention import spell_out_attention
 from hfaccel.rewrites.rotate_residual import NOT_ROTATABLE, rotate_residual
+from hfaccel.rewrites.score_at_once import score_in_blocks
 from hfaccel.rewrites.split_encoder_decoder import decoder_nodes
 from hfaccel.rewrites.unpack_projections import unpack_projections
 
@@ -97,6 +98,7 @@ class PreparedGraph:
         batches: calibration texts, for the method gptq.
         in_channels: MatMuls that read what a rotated norm gives, whose weights have one scale per channel for the graph for prompts.
         to_turn: all others that such a graph computes in 8 bit.
+        massive: channels of those that such a graph computes in float.
     """
 
     model: onnx_ir.Model
@@ -106,6 +108,7 @@ class PreparedGraph:
     batches: Sequence[Feeds]
     in_channels: tuple[str, ...] = ()
     to_turn: tuple[str, ...] = ()
+    massive: Mapping[str, MassiveChannels] = field(default_factory=dict)
 
 
 def build_candidate(
@@ -151,8 +154,9 @@ def prepare_graph(rung: Rung, graph: Path, calibration: CalibrationData, *, scra
     read_norms = _rotate(rung, model, graph) if rung.rotate else ()
     split: tuple[str, ...] = ()
     feed_forward_inputs = {block.down.inputs[0].name for block in feed_forward_blocks(model) if block.down.inputs[0] is not None}
-    if rung.massive_channels:
-        split = _split_massive(rung, model, graph, calibration, exclude=read_norms, scratch=scratch)
+    massive = _massive(rung, model, graph, calibration, exclude=read_norms, scratch=scratch) if rung.massive_channels else {}
+    if massive and not rung.prompt_graph:
+        split, massive = split_massive_channels(model, massive), {}
     if rung.outlier_neurons:
         split = split_outlier_neurons(model, statistics, rung.outlier_neurons)
     if rung.smooth is not None:
@@ -169,7 +173,7 @@ def prepare_graph(rung: Rung, graph: Path, calibration: CalibrationData, *, scra
             ranges |= {name: calibration.statistics[name].range("minmax") for name in score_operands(model)}
     in_channels = tuple(name for name in matmuls if name in read_norms) if rung.prompt_graph else ()
     to_turn = tuple(name for name in _but_head(model, matmuls) if name not in read_norms) if rung.prompt_graph else ()
-    return PreparedGraph(model, matmuls, split, ranges, calibration.batches, in_channels, to_turn)
+    return PreparedGraph(model, matmuls, split, ranges, calibration.batches, in_channels, to_turn, massive)
 
 
 def _rotate(rung: Rung, model: onnx_ir.Model, graph: Path) -> tuple[str, ...]:
@@ -184,15 +188,15 @@ def _rotate(rung: Rung, model: onnx_ir.Model, graph: Path) -> tuple[str, ...]:
     return names
 
 
-def _split_massive(
+def _massive(
     rung: Rung, model: onnx_ir.Model, graph: Path, calibration: CalibrationData, *, exclude: Collection[str], scratch: Path
-) -> tuple[str, ...]:
-    """Names of the small products of split-off channels; looked for where a rotation has not spread them, and not in front of the head."""
+) -> dict[str, MassiveChannels]:
+    """Massive channels of a rewritten graph, seen in the float one; looked for where a rotation has not spread them, and not before the head."""
     floating = load_graph(graph)
     names = set(_but_head(floating, [site.node for site in matmul_sites(floating)])) - set(exclude)
     texts = first_texts(calibration.batches[:MASSIVE_BATCHES])
     statistics = observe(floating, _activations(floating, names), texts, workdir=scratch)
-    return split_massive_channels(model, statistics, rung.massive_channels, names)
+    return find_massive_channels(model, statistics, rung.massive_channels, names)
 
 
 def _but_head(model: onnx_ir.Model, matmuls: Sequence[str]) -> tuple[str, ...]:
@@ -265,21 +269,33 @@ def _write_weight_only(rung: Rung, prepared: PreparedGraph, nodes: Sequence[str]
     model, scratch = prepared.model, folder / "scratch"
     exact = float_weights(model, rung.eight_bit_matmuls)
     channels = WeightFormat(sums_in_16_bits=weights.for_saturating_target)
+    massive = prepared.massive
     if rung.method in MOMENT_ROUNDINGS:
         model, method = model.clone(), MOMENT_ROUNDINGS[rung.method]
         batches = prepared.batches
         scale_first(rung, model, nodes, batches, workdir=scratch)
         exact = float_weights(model, rung.eight_bit_matmuls)
-        store_compensated(rung, model, nodes, batches, workdir=scratch, method=method, in_channels=in_channels, weights=channels)
+        store_compensated(
+            rung,
+            model,
+            nodes,
+            batches,
+            workdir=scratch,
+            method=method,
+            in_channels=in_channels,
+            massive=massive,
+            weights=channels,
+        )
         shutil.rmtree(scratch, ignore_errors=True)
     elif in_channels:
         model = model.clone()
         store_nearest(rung, model, in_channels, in_channels, channels)
     left = [node.name or "" for node in model.graph if node.name in nodes and node.op_type == "MatMul"]
+    at_once = rung.prompt_graph and score_in_blocks(model) > 0  # a single token is faster in blocks
     path = write_weight_only(rung, model, left, folder, own_data_file=rung.prompt_graph)
     if rung.prompt_graph:
         to_turn = [name for name in nodes if name in prepared.to_turn]
-        write_prompt_graph(path, in_channels, to_turn, channels)
+        write_prompt_graph(path, in_channels, to_turn, channels, massive=massive, at_once=at_once)
     return write_with_eight_bits(path, exact, rung, folder) if exact else path
 
 
@@ -298,12 +314,12 @@ def write_blocks(rung: Rung, graph: Path, names: Collection[str], folder: Path) 
 
 
 def _check_known(rung: Rung, prepared: PreparedGraph) -> None:
-    for field in ("float_matmuls", "blockwise_matmuls", "eight_bit_matmuls"):
-        unknown = set(getattr(rung, field)) - set(prepared.matmuls)
+    for key in ("float_matmuls", "blockwise_matmuls", "eight_bit_matmuls"):
+        unknown = set(getattr(rung, key)) - set(prepared.matmuls)
         if unknown:
             raise RecipeError(
                 f"the graph has no MatMul {sorted(unknown)[0]!r}",
-                where=f"quantize.ladder, {rung.name}: {field}",
+                where=f"quantize.ladder, {rung.name}: {key}",
                 hint="the recipe was made for another model or with other library versions: search again with the original recipe",
             )
 

@@ -9,6 +9,7 @@ of a block are found before, from the weights as they are, so the order costs no
 from __future__ import annotations
 
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -23,11 +24,12 @@ from hfaccel.quant.weight_only import BlockwiseWeight, store_in_blocks
 from hfaccel.rewrites.last_token_logits import LAST_TOKEN
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     import onnx_ir
 
     from hfaccel.quant.calibration import Feeds
+    from hfaccel.quant.massive_channels import MassiveChannels
     from hfaccel.recipe.schema import Rung, WeightFormat
 
 
@@ -148,6 +150,7 @@ def store_compensated(
     workdir: Path,
     method: MomentRounding = compensated,
     in_channels: Collection[str] = (),
+    massive: Mapping[str, MassiveChannels] = MappingProxyType({}),
     weights: WeightFormat,
 ) -> None:
     """Make the named MatMuls ``MatMulNBits`` in place, rounded by a method that looks at the moments of their activations.
@@ -163,7 +166,8 @@ def store_compensated(
         workdir: for graphs on the way.
         method: rounds one weight.
         in_channels: those of the names whose every channel has one scale, and 8 bits.
-        weights: how these are stored.
+        massive: channels of some of them that count as no larger than ordinary ones.
+        weights: how those in channels are stored.
     """
     if rung.weight_only_bits == 8:
         batches = _some(batches)
@@ -173,7 +177,8 @@ def store_compensated(
     reads = {node.name or "": _activation(node) for node in products}
     widths = {reads[node.name or ""]: _width(node) for node in products}
     for group in grouped(widths):
-        moments = second_moments(model, group, batches, workdir=workdir)
+        large = {activation: massive[name] for name, activation in reads.items() if name in massive}
+        moments = second_moments(model, group, batches, workdir=workdir, massive=large)
         chosen = [name for name, activation in reads.items() if activation in moments]
 
         def rounding(name: str, weight: np.ndarray, own: Rung, moments: dict[str, np.ndarray] = moments) -> BlockwiseWeight:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,12 +16,19 @@ from hfaccel.runtime.session import GraphSession
 if TYPE_CHECKING:
     import onnx_ir
 
+    from hfaccel.quant.massive_channels import MassiveChannels
+
 MOST_BYTES = 250_000_000
 """Of moments held at once: a graph that has more is gone through in several passes, each with the earlier products quantized."""
 
 
 def second_moments(
-    model: onnx_ir.Model, names: Sequence[str], batches: Sequence[Feeds], *, workdir: Path
+    model: onnx_ir.Model,
+    names: Sequence[str],
+    batches: Sequence[Feeds],
+    *,
+    workdir: Path,
+    massive: Mapping[str, MassiveChannels] = MappingProxyType({}),
 ) -> dict[str, np.ndarray]:
     """Mean of x x^T over all tokens, float32 [channels, channels], of each named value; padding does not count.
 
@@ -29,6 +37,7 @@ def second_moments(
         names: values of shape [batch, sequence, channels], or of fewer tokens where the graph picks some.
         batches: feeds with an ``attention_mask``.
         workdir: where the instrumented graph may lie meanwhile.
+        massive: channels of some of the values that count as no larger than ordinary ones.
     """
     session = GraphSession(with_outputs(model, names, workdir))
     gc.collect()
@@ -40,6 +49,7 @@ def second_moments(
         for name in names:
             values = outputs[name] if name in outputs else feeds[name]
             rows = values[mask] if values.shape[:2] == mask.shape else values.reshape(-1, values.shape[-1])
+            rows = massive[name].clipped(rows) if name in massive else rows
             product = rows.T @ rows
             moments[name] = moments[name] + product if name in moments else product
             tokens[name] += len(rows)

@@ -9,17 +9,20 @@ its last token only. Turned weights lie in a second file, as turning them when t
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from hfaccel.quant.channel_weight import ChannelWeight
+from hfaccel.quant.massive_channels import MassiveChannels, split_off
 from hfaccel.quant.per_token import ZERO_LEVEL, PerTokenProducts, turned, turning_group
 from hfaccel.quant.weight_only import BlockwiseWeight, read_blocks
 from hfaccel.rewrites.drop_unused import drop_unused
 from hfaccel.rewrites.graphs import PROMPT_DATA_NAME, load_graph, shared_initializer
+from hfaccel.rewrites.score_at_once import score_at_once
 from hfaccel.runtime.generation.decoder import PROMPT_GRAPH_NAME
 
 if TYPE_CHECKING:
@@ -44,7 +47,15 @@ def in_blocks(channels: BlockwiseWeight, block_size: int) -> BlockwiseWeight:
     return BlockwiseWeight(levels.reshape(outputs, blocks, block_size), np.repeat(channels.scales, blocks, axis=1), None, 8)
 
 
-def write_prompt_graph(graph: Path, in_channels: Collection[str], to_turn: Collection[str], weights: WeightFormat) -> Path:
+def write_prompt_graph(
+    graph: Path,
+    in_channels: Collection[str],
+    to_turn: Collection[str],
+    weights: WeightFormat,
+    *,
+    massive: Mapping[str, MassiveChannels] = MappingProxyType({}),
+    at_once: bool = False,
+) -> Path:
     """Write the graph for prompts beside a decoder's graph.
 
     Args:
@@ -53,18 +64,25 @@ def write_prompt_graph(graph: Path, in_channels: Collection[str], to_turn: Colle
         to_turn: those of 8 bit, without zero points, that are turned; where their inputs have no group to turn they stay as they are, like
             all that are named nowhere.
         weights: how the turned ones are stored; those ``in_channels`` are as they are.
+        massive: channels of those that are turned which are computed in float.
+        at_once: compute attention without blocks.
     """
     import onnx_ir
 
     model = load_graph(graph)
+    if at_once:
+        score_at_once(model)
     products = PerTokenProducts(model)
     stored: list[onnx_ir.Value] = []
     for node in list(model.graph):
         if node.name in in_channels:
             products.replace(node, *_channels_of_blocks(model, node), None)
         elif node.name in to_turn and (group := turning_group(node.attributes.get_int("K", 0))) is not None:
-            weight = turned(read_blocks(node).dequantized(node.attributes.get_int("K", 0)), group)
-            constants = ChannelWeight.nearest(weight, weights).store(model, f"{node.name}_turned")
+            weight = read_blocks(node).dequantized(node.attributes.get_int("K", 0))
+            if (large := massive.get(node.name or "")) is not None:
+                weight[large.channels] = 0
+                split_off(model, node, large, len(weight))
+            constants = ChannelWeight.nearest(turned(weight, group), weights).store(model, f"{node.name}_turned")
             products.replace(node, *constants, group)
             stored.append(constants[0])
     drop_unused(model)

@@ -129,7 +129,7 @@ class Rung(Section):
         cache_bits: of decoders: bits of a key or value in the cache, one scale per channel of a head; None leaves them in float32. Needs
             calibration data.
         massive_channels: weight-only of decoders: channels of a product's input whose largest value is more than this many times that of the
-            median channel stay in float, where they are few; needs calibration data. 0 = none.
+            median channel stay in float, where they are few; of two graphs, in that for prompts alone. Needs calibration data. 0 = none.
         objectives: the rung competes only where one of these is asked for; empty = always.
         least_budget: the rung competes only where at least this loss is allowed: with less it is known to be refused, after it has
             cost its time.

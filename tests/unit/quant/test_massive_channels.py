@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hfaccel.quant.calibration import ActivationStatistics
-from hfaccel.quant.massive_channels import split_massive_channels
+from hfaccel.quant.massive_channels import find_massive_channels, split_massive_channels
+from hfaccel.quant.moments import second_moments
 from hfaccel.quant.weight_only import store_in_blocks
 from hfaccel.recipe.schema import Rung
 from hfaccel.rewrites.drop_unused import drop_unused
@@ -50,7 +51,7 @@ def statistics_of(values: np.ndarray) -> dict[str, ActivationStatistics]:
 
 def split(values: np.ndarray, weight: np.ndarray, *, ratio: float = 20.0) -> tuple[onnx_ir.Model, tuple[str, ...]]:
     model = one_product(weight)
-    names = split_massive_channels(model, statistics_of(values), ratio, ["down"])
+    names = split_massive_channels(model, find_massive_channels(model, statistics_of(values), ratio, ["down"]))
     drop_unused(model)
     return model, names
 
@@ -102,3 +103,16 @@ def test_what_does_not_stand_out_stays_whole(massive: dict[int, float]) -> None:
     model, names = split(some_tokens(2, massive), weight)
     assert names == ()
     assert [node.op_type for node in model.graph] == ["MatMul", "Neg"]
+
+
+def test_moments_see_them_no_larger_than_others(tmp_path: Path) -> None:
+    weight = np.random.default_rng(3).normal(size=(CHANNELS, OUTPUTS)).astype(np.float32)
+    values, model = some_tokens(3, MASSIVE), one_product(weight)
+    [massive] = find_massive_channels(model, statistics_of(values), 20.0, ["down"]).values()
+    feeds = [{"x": values, "attention_mask": np.ones(values.shape[:2], dtype=np.int64)}]
+    seen = second_moments(model, ["x"], feeds, workdir=tmp_path, massive={"x": massive})["x"]
+    plain = second_moments(model, ["x"], feeds, workdir=tmp_path)["x"]
+    ordinary = np.setdiff1d(np.arange(CHANNELS), sorted(MASSIVE))
+    np.testing.assert_array_equal(seen[np.ix_(ordinary, ordinary)], plain[np.ix_(ordinary, ordinary)])
+    assert np.diag(plain).max() > 1000 * np.median(np.diag(plain))
+    assert 0 < seen[sorted(MASSIVE), sorted(MASSIVE)].max() <= massive.limit**2
