@@ -21,10 +21,11 @@ from hfaccel.quant.prompt_graph import round_channels, write_prompt_graph
 from hfaccel.quant.weight_only import store_in_blocks
 from hfaccel.recipe.schema import Rung, WeightFormat
 from hfaccel.rewrites.drop_unused import drop_unused
-from hfaccel.rewrites.graphs import copy_graph, graph_bytes, load_graph, new_initializer, save_graph
+from hfaccel.rewrites.graphs import copy_graph, graph_bytes, load_graph, new_initializer, operator_counts, save_graph
 from hfaccel.rewrites.last_token_logits import all_token_logits
 from hfaccel.rewrites.pack_gate_up import pack_gate_up
 from hfaccel.rewrites.rotate_residual import can_rotate, rotate_residual, rotated
+from hfaccel.rewrites.score_at_once import score_at_once, score_in_blocks
 from hfaccel.rewrites.untie_head import untie_head
 from hfaccel.runtime.generation.decoder import PROMPT_GRAPH_NAME, Decoder
 from hfaccel.runtime.generation.decoding import PROMPT_TOKENS
@@ -190,7 +191,7 @@ def test_what_reads_a_norm_lies_in_one_file_for_both_graphs_and_the_rest_is_turn
 
 
 @pytest.mark.parametrize("method", ["rtn", "gptq"])
-def test_massive_channels_stay_in_float_in_both_graphs(method: str, tmp_path: Path) -> None:
+def test_massive_channels_stay_in_float_in_the_graph_that_reads_first_tokens(method: str, tmp_path: Path) -> None:
     """A channel of a feed-forward block is planted that is hundreds of times as large as the others."""
     graph = make_graph("llama", tmp_path)
     model = load_graph(graph)
@@ -220,12 +221,31 @@ def test_massive_channels_stay_in_float_in_both_graphs(method: str, tmp_path: Pa
             massive_channels=ratio,
         )
         built = build_candidate(rung, source, calibration(), weights=ANYWHERE, folder=folder)
-        operators = [node.op_type for name in ("model.onnx", PROMPT_GRAPH_NAME) for node in load_graph(folder / name).graph]
-        # In either graph one small product, beside those with the Hadamard matrix.
-        assert operators.count("MatMul") == 2 * LAYERS + (2 if ratio else 0)
-        assert len(built.split_neurons) == (1 if ratio else 0)
+        steps, prompts = (operator_counts(load_graph(folder / name)) for name in ("model.onnx", PROMPT_GRAPH_NAME))
+        # One small product, beside those with the Hadamard matrix; single steps would pay for it and gain nothing.
+        assert prompts["MatMul"] == 2 * LAYERS + (1 if ratio else 0)
+        assert "MatMul" not in steps
+        assert built.split_neurons == ()
         errors.append(np.abs(Decoder(built.path, SessionSettings(), CACHE).prefill([ids]).logits - exact).max())
     assert errors[1] < errors[0] / 2
+
+
+def test_single_steps_have_attention_in_blocks_and_prompts_at_once(llama: Path, tmp_path: Path) -> None:
+    model = load_graph(llama)
+    assert score_at_once(model) == LAYERS
+    (tmp_path / "at-once").mkdir()
+    source = save_graph(model, tmp_path / "at-once")
+    (tmp_path / "made").mkdir()
+    rung = Rung(name="any", scheme="weight-only", graph="fused", block_size=64, rotate=True, prompt_graph=True)
+    built = build_candidate(rung, source, calibration(), weights=ANYWHERE, folder=tmp_path / "made")
+    steps, prompts = load_graph(built.path), load_graph(built.path.with_name(PROMPT_GRAPH_NAME))
+    assert score_in_blocks(steps) == 0
+    assert score_at_once(steps) == LAYERS
+    assert score_at_once(prompts) == 0
+    assert score_in_blocks(prompts) == LAYERS
+    ids = np.random.default_rng(4).integers(1, WORDS, 40).tolist()
+    there, back = (Decoder(path, SessionSettings(), CACHE).prefill([ids]).logits for path in (source, llama))
+    np.testing.assert_allclose(there, back, atol=1e-4)
 
 
 def test_what_only_prompts_read_is_copied_along(folder: Path, tmp_path: Path) -> None:
