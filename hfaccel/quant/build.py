@@ -269,7 +269,6 @@ def _write_weight_only(rung: Rung, prepared: PreparedGraph, nodes: Sequence[str]
     model, scratch = prepared.model, folder / "scratch"
     exact = float_weights(model, rung.eight_bit_matmuls)
     channels = WeightFormat(sums_in_16_bits=weights.for_saturating_target)
-    massive = prepared.massive
     if rung.method in MOMENT_ROUNDINGS:
         model, method = model.clone(), MOMENT_ROUNDINGS[rung.method]
         batches = prepared.batches
@@ -283,7 +282,7 @@ def _write_weight_only(rung: Rung, prepared: PreparedGraph, nodes: Sequence[str]
             workdir=scratch,
             method=method,
             in_channels=in_channels,
-            massive=massive,
+            massive=prepared.massive,
             weights=channels,
         )
         shutil.rmtree(scratch, ignore_errors=True)
@@ -295,7 +294,7 @@ def _write_weight_only(rung: Rung, prepared: PreparedGraph, nodes: Sequence[str]
     path = write_weight_only(rung, model, left, folder, own_data_file=rung.prompt_graph)
     if rung.prompt_graph:
         to_turn = [name for name in nodes if name in prepared.to_turn]
-        write_prompt_graph(path, in_channels, to_turn, channels, massive=massive, at_once=at_once)
+        write_prompt_graph(path, in_channels, to_turn, channels, massive=prepared.massive, at_once=at_once)
     return write_with_eight_bits(path, exact, rung, folder) if exact else path
 
 

@@ -176,8 +176,8 @@ def store_compensated(
     store_nearest(rung, model, exact_enough, in_channels, weights)
     reads = {node.name or "": _activation(node) for node in products}
     widths = {reads[node.name or ""]: _width(node) for node in products}
+    large = {activation: massive[name] for name, activation in reads.items() if name in massive}
     for group in grouped(widths):
-        large = {activation: massive[name] for name, activation in reads.items() if name in massive}
         moments = second_moments(model, group, batches, workdir=workdir, massive=large)
         chosen = [name for name, activation in reads.items() if activation in moments]
 

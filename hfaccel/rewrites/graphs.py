@@ -116,12 +116,16 @@ def shared_initializer(model: onnx_ir.Model, name: str, array: object) -> onnx_i
 
 def take_over(node: onnx_ir.Node, value: onnx_ir.Value) -> None:
     """Remove a node of one result; ``value`` is read in its place and gets its name, type and shape."""
-    before = node.outputs[0]
-    name, value.type, value.shape = before.name, before.type, before.shape
-    before.replace_all_uses_with(value, replace_graph_outputs=True)
+    read_instead(node.outputs[0], value)
     assert node.graph is not None  # it is in one
     node.graph.remove(node, safe=True)
-    value.name = name  # it may be one of the graph's outputs
+
+
+def read_instead(before: onnx_ir.Value, value: onnx_ir.Value) -> None:
+    """Let all who read ``before`` read ``value``, which gets its name, type and shape; what gives ``before`` stays to be removed."""
+    name, value.type, value.shape = before.name, before.type, before.shape
+    before.replace_all_uses_with(value, replace_graph_outputs=True)
+    before.name, value.name = f"{name}_before", name  # it may be one of the graph's outputs
 
 
 def _forget_trace(model: onnx_ir.Model) -> None:

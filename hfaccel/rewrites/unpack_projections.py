@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hfaccel.rewrites.drop_unused import drop_unused
-from hfaccel.rewrites.graphs import constant_input, new_initializer, producer_of, shared_initializer
+from hfaccel.rewrites.graphs import constant_input, new_initializer, producer_of, read_instead, shared_initializer
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -69,9 +69,9 @@ def _unpack(model: onnx_ir.Model, split: onnx_ir.Node, product: onnx_ir.Node) ->
     add = product.outputs[0].consumers()[0]
     bias, operands = constant_input(add), _operands(product)
     assert bias is not None and operands is not None  # _packed saw them
-    ends = np.cumsum(_array(split.inputs[1]))
-    for number, (end, part) in enumerate(zip(ends, list(split.outputs), strict=True)):
-        columns, name = slice(end - _array(split.inputs[1])[number], end), f"{product.name}_{number}"
+    ends = np.cumsum(_array(split.inputs[1])).tolist()
+    for number, (start, end, part) in enumerate(zip([0, *ends[:-1]], ends, list(split.outputs), strict=True)):
+        columns, name = slice(start, end), f"{product.name}_{number}"
         pieces = [_columns(model, value, columns, name) for value in operands]
         made = []
         if len(pieces) > 1:
@@ -83,15 +83,8 @@ def _unpack(model: onnx_ir.Model, split: onnx_ir.Node, product: onnx_ir.Node) ->
             node.outputs[0].name = f"{node.name}_value"
         made[-2].outputs[0].type, made[-2].outputs[0].shape = part.type, part.shape
         model.graph.insert_before(split, made)
-        _replace(part, made[-1].outputs[0])
+        read_instead(part, made[-1].outputs[0])
     model.graph.remove(split, safe=True)
-
-
-def _replace(part: onnx_ir.Value, value: onnx_ir.Value) -> None:
-    """Let all who read a part read ``value``, under its name."""
-    name, value.type, value.shape = part.name, part.type, part.shape
-    part.replace_all_uses_with(value, replace_graph_outputs=True)
-    part.name, value.name = f"{name}_cut", name
 
 
 def _columns(model: onnx_ir.Model, value: onnx_ir.Value, columns: slice, name: str) -> onnx_ir.Value:
