@@ -24,7 +24,7 @@ RewriteName = Literal[
     "untie_head",
     "last_token_logits",
 ]
-FusionName = Literal["onnxruntime", "attention", "pack_gate_up", "score_at_once"]
+FusionName = Literal["onnxruntime", "attention", "score_at_once"]
 GraphScope = Literal["optimized", "fused"]
 Objective = Literal["latency", "throughput", "size"]
 Part = Literal["head", "attention", "down"]

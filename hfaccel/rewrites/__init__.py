@@ -16,7 +16,6 @@ from hfaccel.rewrites.last_token_logits import last_token_logits
 from hfaccel.rewrites.merge_transposes import merge_transposes
 from hfaccel.rewrites.name_symbols import name_symbols
 from hfaccel.rewrites.narrow_relative_positions import narrow_relative_positions
-from hfaccel.rewrites.pack_gate_up import pack_gate_up
 from hfaccel.rewrites.pack_projections import pack_projections
 from hfaccel.rewrites.score_at_once import score_at_once
 from hfaccel.rewrites.untie_head import untie_head
@@ -46,7 +45,6 @@ REWRITES: Mapping[RewriteName, Rewrite] = {
 }
 FUSIONS: Mapping[FusionName, Rewrite] = {
     "attention": fuse_attention,
-    "pack_gate_up": pack_gate_up,
     "score_at_once": score_at_once,
 }
 """Beside those of onnxruntime, which transformers makes."""

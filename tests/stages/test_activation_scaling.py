@@ -17,7 +17,6 @@ from hfaccel.quant.scheme import matmul_sites
 from hfaccel.recipe.schema import Rung, WeightFormat
 from hfaccel.rewrites.drop_unused import drop_unused
 from hfaccel.rewrites.graphs import load_graph, save_graph
-from hfaccel.rewrites.pack_gate_up import pack_gate_up
 from hfaccel.rewrites.pack_projections import pack_projections
 from hfaccel.rewrites.untie_head import untie_head
 from hfaccel.runtime.session import GraphSession
@@ -59,7 +58,6 @@ def make_graph(model_type: str, folder: Path, *, packed: bool) -> Path:
         model = mobius.build(str(folder), task="text-generation", dtype="f32", execution_provider="cpu")["model"]
     untie_head(model)
     if packed:
-        pack_gate_up(model)
         pack_projections(model)
     drop_unused(model)
     return save_graph(model, folder)

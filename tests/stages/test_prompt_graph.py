@@ -23,7 +23,6 @@ from hfaccel.recipe.schema import Rung, WeightFormat
 from hfaccel.rewrites.drop_unused import drop_unused
 from hfaccel.rewrites.graphs import copy_graph, graph_bytes, load_graph, new_initializer, operator_counts, save_graph
 from hfaccel.rewrites.last_token_logits import all_token_logits
-from hfaccel.rewrites.pack_gate_up import pack_gate_up
 from hfaccel.rewrites.rotate_residual import can_rotate, rotate_residual, rotated
 from hfaccel.rewrites.score_at_once import score_at_once, score_in_blocks
 from hfaccel.rewrites.untie_head import untie_head
@@ -69,7 +68,6 @@ def make_graph(model_type: str, folder: Path) -> Path:
     with quiet_exporters():
         model = mobius.build(str(folder), task="text-generation", dtype="f32", execution_provider="cpu")["model"]
     untie_head(model)
-    pack_gate_up(model)
     drop_unused(model)
     return save_graph(model, folder)
 
@@ -101,7 +99,7 @@ def test_rotation_evens_out_what_products_read(llama: Path, tmp_path: Path) -> N
     def spread(model: onnx_ir.Model, folder: Path) -> float:
         """Of the values that feed-forward blocks read: the largest over the root mean square."""
         folder.mkdir()
-        block = next(node for node in model.graph if (node.name or "").endswith("_and_up"))
+        block = next(node for node in model.graph if (node.name or "").endswith("gate_proj"))
         read = block.inputs[0]
         assert read is not None
         model.graph.outputs.append(read)

@@ -26,7 +26,6 @@ from hfaccel.quant.quantize_cache import cache_scales, quantize_cache, why_no_qu
 from hfaccel.recipe.schema import Rung, WeightFormat
 from hfaccel.rewrites.drop_unused import drop_unused
 from hfaccel.rewrites.graphs import copy_graph, load_graph, save_graph
-from hfaccel.rewrites.pack_gate_up import pack_gate_up
 from hfaccel.rewrites.untie_head import untie_head
 from hfaccel.runtime.generation.decoder import PROMPT_GRAPH_NAME, Decoder
 from hfaccel.runtime.generation.decoding import PROMPT_TOKENS
@@ -82,7 +81,6 @@ def make_graph(model_type: str, folder: Path) -> Path:
     with quiet_exporters():
         model = mobius_graph(folder)
     untie_head(model)
-    pack_gate_up(model)
     drop_unused(model)
     return save_graph(model, folder)
 

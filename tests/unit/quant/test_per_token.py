@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from hfaccel.quant.channel_weight import ChannelWeight
 from hfaccel.quant.per_token import PerTokenProducts, store_per_token, turned, turning_group
 from hfaccel.recipe.schema import WeightFormat
-from hfaccel.rewrites.graphs import new_initializer, save_graph
+from hfaccel.rewrites.drop_unused import drop_unused
+from hfaccel.rewrites.graphs import load_graph, new_initializer, operator_counts, save_graph
 from hfaccel.rewrites.rotate_residual import hadamard
 from hfaccel.runtime.session import GraphSession
 
@@ -123,3 +124,46 @@ def test_a_weight_that_two_products_share_is_stored_once(tmp_path: Path) -> None
     found = GraphSession(save_graph(model, tmp_path)).run({"x": tokens})
     wanted = np.tanh(tokens @ weight) @ weight
     assert np.linalg.norm(next(iter(found.values())) - wanted) < 0.05 * np.linalg.norm(wanted)
+
+
+def gated_block(folder: Path, *, read_twice: bool) -> Path:
+    """``y`` = (tanh(x times a) * (x times b)) times c, all per token and the last one turned; b's product may have another reader."""
+    folder.mkdir()
+    random = np.random.default_rng(11)
+    x = onnx_ir.val("x", onnx_ir.DataType.FLOAT, ["batch", "sequence", 96])
+    model = onnx_ir.Model(onnx_ir.Graph([x], [], nodes=[], opset_imports={"": 20, "com.microsoft": 1}, name="gated"), ir_version=9)
+    placeholder = onnx_ir.val("placeholder", onnx_ir.DataType.FLOAT, [96, 128])
+    gate, up = (onnx_ir.node("MatMul", [x, placeholder], name=name) for name in ("gate", "up"))
+    tanh = onnx_ir.node("Tanh", gate.outputs, name="tanh")
+    gating = onnx_ir.node("Mul", [tanh.outputs[0], up.outputs[0]], name="gating")
+    down = onnx_ir.node("MatMul", [gating.outputs[0], placeholder], name="down")
+    model.graph.extend([gate, up, tanh, gating, down])
+    outputs = [down.outputs[0], up.outputs[0]] if read_twice else [down.outputs[0]]
+    for node in (gate, up, tanh, gating, down):
+        node.outputs[0].name = f"{node.name}_value"
+    model.graph.outputs.extend(outputs)
+    products = PerTokenProducts(model)
+    for node, inputs, width, group in ((gate, 96, 128, None), (up, 96, 128, None), (down, 128, 96, 64)):
+        weight = random.normal(size=(inputs, width)).astype(np.float32)
+        stored = ChannelWeight.nearest(weight if group is None else turned(weight, group), ANYWHERE)
+        products.replace(node, *stored.store(model, f"{node.name}_weight"), group)
+    for output, width in zip(model.graph.outputs, (96, 128), strict=False):
+        output.type, output.shape = onnx_ir.TensorType(onnx_ir.DataType.FLOAT), onnx_ir.Shape(["batch", "sequence", width])
+    drop_unused(model)
+    return save_graph(model, folder)
+
+
+def test_a_gated_block_scales_its_tokens_once_at_its_end(tmp_path: Path) -> None:
+    late, early = (gated_block(tmp_path / str(twice), read_twice=twice) for twice in (False, True))
+    counts = [operator_counts(load_graph(path))["Mul"] for path in (late, early)]
+    # Scales of gate and down, the gating itself, and the two scales; or the scale of up in place of the last.
+    assert counts == [4, 4]
+    wide = [node for node in load_graph(late).graph if node.op_type == "Mul" and "up" in (node.name or "")]
+    assert not wide
+    tokens = np.random.default_rng(12).normal(size=(2, 9, 96)).astype(np.float32)
+    tokens[0, 3] *= 1000
+    tokens[1, 1] = 0
+    found, wanted = (GraphSession(path).run({"x": tokens})["down_value"] for path in (late, early))
+    # A level may fall to the other side of a tie.
+    assert (np.linalg.norm(found - wanted, axis=-1) <= 0.005 * np.linalg.norm(wanted, axis=-1)).all()
+    assert (found[1, 1] == 0).all()
