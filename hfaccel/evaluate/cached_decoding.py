@@ -150,8 +150,12 @@ class CachedDecoding:
 MANY_ROWS_LOGITS = "many_rows_logits"
 
 
+_HALF, _LITTLE = 2, 8
+"""The prompt of a text is one part of so many."""
+
+
 class PromptThenSteps:
-    """A :class:`hfaccel.runtime.session.Runner` over two graphs of one decoder: half of a text is the prompt of one, the other goes on.
+    """A :class:`hfaccel.runtime.session.Runner` over two graphs of one decoder: one reads the prompt of a text, the other goes on.
 
     Then the first one goes on as well, as it does for steps of many rows.
 
@@ -159,27 +163,29 @@ class PromptThenSteps:
         prompts: reads prompts; gives the logits of all tokens, as the other one does.
         steps: goes on with the cache.
         settings: shape of the cache.
+        steps_are_coarser: an eighth of a text is the prompt in place of half: else what is exact would hide what is not.
     """
 
-    def __init__(self, prompts: Runner, steps: Runner, settings: GenerationSettings) -> None:
+    def __init__(self, prompts: Runner, steps: Runner, settings: GenerationSettings, *, steps_are_coarser: bool = False) -> None:
         self.input_names: tuple[str, ...] = ("input_ids", "attention_mask", POSITION_IDS)
         self._prompts = prompts
         self._steps = steps
         self._settings = settings
+        self._parts = _LITTLE if steps_are_coarser else _HALF
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """``logits`` and ``many_rows_logits``, float32 [1, sequence, vocabulary], of one text.
 
         Graphs with fused attention go on with one row only.
         """
-        half = max(1, feeds["input_ids"].shape[1] // 2)
+        length = max(1, feeds["input_ids"].shape[1] // self._parts)
         own = {name: feeds[name] for name in self.input_names}
-        first = {name: np.ascontiguousarray(value[:, :half]) for name, value in own.items()}
+        first = {name: np.ascontiguousarray(value[:, :length]) for name, value in own.items()}
         read = self._prompts.run({**first, **empty_past(1, self._settings, self._prompts)})
         logits, past = _logits_and_past(read)
-        if half == own["input_ids"].shape[1]:
+        if length == own["input_ids"].shape[1]:
             return {"logits": logits, MANY_ROWS_LOGITS: logits}
-        rest = {name: np.ascontiguousarray(value[:, half:]) for name, value in own.items()}
+        rest = {name: np.ascontiguousarray(value[:, length:]) for name, value in own.items()}
         feeds = {**rest, "attention_mask": own["attention_mask"], **past}
         return {
             name: np.concatenate([logits, graph.run(feeds)["logits"]], axis=1)

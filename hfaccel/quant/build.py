@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hfaccel.errors import RecipeError
 from hfaccel.quant.calibration import ActivationStatistics, Feeds, observe
 from hfaccel.quant.eight_bit_scores import round_score_operands, score_operands
-from hfaccel.quant.gptq import store_compensated, store_nearest
+from hfaccel.quant.gptq import has_eight_bits, store_compensated, store_nearest
 from hfaccel.quant.integer_products import store_dynamic, store_static
 from hfaccel.quant.layers import part_of
 from hfaccel.quant.massive_channels import MassiveChannels, find_massive_channels, split_massive_channels
@@ -32,7 +32,7 @@ from hfaccel.rewrites.graphs import load_graph
 from hfaccel.rewrites.mask_always import mask_always
 from hfaccel.rewrites.plain_attention import spell_out_attention
 from hfaccel.rewrites.rotate_residual import NOT_ROTATABLE, rotate_residual
-from hfaccel.rewrites.score_at_once import score_in_blocks
+from hfaccel.rewrites.score_at_once import score_in_blocks, scores_at_once
 from hfaccel.rewrites.split_encoder_decoder import decoder_nodes
 from hfaccel.rewrites.unpack_projections import unpack_projections
 
@@ -265,37 +265,78 @@ def _write_integers(rung: Rung, prepared: PreparedGraph, nodes: Sequence[str], f
 
 
 def _write_weight_only(rung: Rung, prepared: PreparedGraph, nodes: Sequence[str], folder: Path, *, weights: WeightFormat) -> Path:
-    in_channels = [name for name in nodes if name in prepared.in_channels]
-    model, scratch = prepared.model, folder / "scratch"
-    exact = float_weights(model, rung.eight_bit_matmuls)
-    channels = WeightFormat(sums_in_16_bits=weights.for_saturating_target)
+    floating, scratch = prepared.model, folder / "scratch"
     if rung.method in MOMENT_ROUNDINGS:
-        model, method = model.clone(), MOMENT_ROUNDINGS[rung.method]
-        batches = prepared.batches
-        scale_first(rung, model, nodes, batches, workdir=scratch)
-        exact = float_weights(model, rung.eight_bit_matmuls)
+        floating = floating.clone()
+        scale_first(rung, floating, nodes, prepared.batches, workdir=scratch)
+    model, four_bits = floating.clone(), rung.weight_only_bits == 4
+    store_nearest(rung, model, [name for name in nodes if four_bits and name in prepared.massive], (), weights)
+    in_channels, channels = _in_channels(rung, prepared, nodes), _channel_format(weights)
+    if rung.method in MOMENT_ROUNDINGS:
         store_compensated(
             rung,
             model,
-            nodes,
-            batches,
+            _left_in_float(model, nodes),
+            prepared.batches,
             workdir=scratch,
-            method=method,
+            method=MOMENT_ROUNDINGS[rung.method],
             in_channels=in_channels,
             massive=prepared.massive,
             weights=channels,
         )
         shutil.rmtree(scratch, ignore_errors=True)
-    elif in_channels:
-        model = model.clone()
+    else:
         store_nearest(rung, model, in_channels, in_channels, channels)
-    left = [node.name or "" for node in model.graph if node.name in nodes and node.op_type == "MatMul"]
-    at_once = rung.prompt_graph and score_in_blocks(model) > 0  # a single token is faster in blocks
-    path = write_weight_only(rung, model, left, folder, own_data_file=rung.prompt_graph)
     if rung.prompt_graph:
-        to_turn = [name for name in nodes if name in prepared.to_turn]
-        write_prompt_graph(path, in_channels, to_turn, channels, massive=prepared.massive, at_once=at_once)
-    return write_with_eight_bits(path, exact, rung, folder) if exact else path
+        score_in_blocks(model)  # a single token is faster in blocks
+    path = write_weight_only(rung, model, _left_in_float(model, nodes), folder, own_data_file=rung.prompt_graph)
+    if rung.eight_bit_matmuls:
+        exact = float_weights(floating, rung.eight_bit_matmuls)
+        write_with_eight_bits(path, exact, rung, folder, own_data_file=rung.prompt_graph)
+    if rung.prompt_graph:
+        write_prompts(rung, replace(prepared, model=floating), nodes, path, weights=weights)
+    return path
+
+
+def write_prompts(rung: Rung, prepared: PreparedGraph, nodes: Sequence[str], graph: Path, *, weights: WeightFormat) -> None:
+    """Write the graph for prompts beside one in which the named MatMuls are stored in blocks; arguments as for :func:`quantize_graph`.
+
+    Args:
+        rung: what was done.
+        prepared: the float graph.
+        nodes: names of the MatMuls.
+        graph: with its weights in a file of their own.
+        weights: how the target wants them stored.
+    """
+    read_norms, to_turn = ([name for name in nodes if name in known] for known in (prepared.in_channels, prepared.to_turn))
+    # Both graphs read what has 8 bits in both; what one has in 4 the other has for itself.
+    coarse = {*read_norms, *to_turn}.difference(_in_channels(rung, prepared, nodes)) if rung.weight_only_bits == 4 else ()
+    write_prompt_graph(
+        graph,
+        read_norms,
+        to_turn,
+        _channel_format(weights),
+        exact=float_weights(prepared.model, coarse),
+        massive=prepared.massive,
+        at_once=scores_at_once(prepared.model),
+    )
+
+
+def _in_channels(rung: Rung, prepared: PreparedGraph, nodes: Collection[str]) -> list[str]:
+    """Those of the MatMuls whose weights in 8 bit serve both graphs."""
+    return [
+        node.name or ""
+        for node in prepared.model.graph
+        if node.name in nodes and node.name in prepared.in_channels and (rung.weight_only_bits == 8 or has_eight_bits(node, rung))
+    ]
+
+
+def _channel_format(weights: WeightFormat) -> WeightFormat:
+    return WeightFormat(sums_in_16_bits=weights.for_saturating_target)
+
+
+def _left_in_float(model: onnx_ir.Model, nodes: Collection[str]) -> list[str]:
+    return [node.name or "" for node in model.graph if node.name in nodes and node.op_type == "MatMul"]
 
 
 def write_blocks(rung: Rung, graph: Path, names: Collection[str], folder: Path) -> Path:

@@ -20,7 +20,7 @@ from hfaccel.quant.layers import part_of
 from hfaccel.quant.moments import grouped, second_moments
 from hfaccel.quant.per_token import ZERO_LEVEL
 from hfaccel.quant.prompt_graph import in_blocks, round_channels
-from hfaccel.quant.weight_only import BlockwiseWeight, store_in_blocks
+from hfaccel.quant.weight_only import EIGHT_BITS, BlockwiseWeight, store_in_blocks
 from hfaccel.rewrites.last_token_logits import LAST_TOKEN
 
 if TYPE_CHECKING:
@@ -171,7 +171,7 @@ def store_compensated(
     """
     if rung.weight_only_bits == 8:
         batches = _some(batches)
-    exact_enough = [node.name or "" for node in model.graph if node.name in names and _has_eight_bits(node, rung)]
+    exact_enough = [node.name or "" for node in model.graph if node.name in names and has_eight_bits(node, rung)]
     products = [node for node in model.graph if node.name in names and node.name not in exact_enough]
     store_nearest(rung, model, exact_enough, in_channels, weights)
     reads = {node.name or "": _activation(node) for node in products}
@@ -195,10 +195,10 @@ def store_compensated(
 def store_nearest(
     rung: Rung, model: onnx_ir.Model, names: Collection[str], in_channels: Collection[str], weights: WeightFormat
 ) -> None:
-    """Make the named MatMuls ``MatMulNBits`` in place, rounded to the nearest; those ``in_channels`` with one scale per channel."""
+    """Make the named MatMuls ``MatMulNBits`` of 8 bit in place, rounded to the nearest; those ``in_channels`` with one scale per channel."""
+    rung = rung.model_copy(update={**EIGHT_BITS, "eight_bit": ()})
     store_in_blocks(rung, model, [name for name in names if name not in in_channels])
     chosen = [name for name in names if name in in_channels]
-    rung = rung.model_copy(update={"eight_bit": ()})  # these have 8 bits as they are
     store_in_blocks(rung, model, chosen, lambda _name, weight, own: round_channels(weight, own.block_size, weights))
 
 
@@ -208,7 +208,8 @@ def _some(batches: Sequence[Feeds]) -> Sequence[Feeds]:
     return batches[: 1 + int(np.searchsorted(ends, _TOKENS_FOR_EIGHT_BITS))]
 
 
-def _has_eight_bits(node: onnx_ir.Node, rung: Rung) -> bool:
+def has_eight_bits(node: onnx_ir.Node, rung: Rung) -> bool:
+    """Whether a MatMul belongs to a part that has 8 bits in a rung, whatever the others have."""
     weight = node.inputs[1]
     return weight is not None and part_of(weight.name or "") in rung.eight_bit
 

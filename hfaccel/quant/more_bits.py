@@ -10,7 +10,7 @@ import numpy as np
 
 from hfaccel.quant.weight_only import EIGHT_BITS, read_blocks, save_compact, store_in_blocks
 from hfaccel.rewrites.drop_unused import drop_unused
-from hfaccel.rewrites.graphs import load_graph, new_initializer
+from hfaccel.rewrites.graphs import load_graph, new_initializer, save_graph
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,7 +30,9 @@ def float_weights(model: onnx_ir.Model, names: Collection[str]) -> dict[str, np.
     }
 
 
-def write_with_eight_bits(graph: Path, weights: Mapping[str, np.ndarray], rung: Rung, folder: Path) -> Path:
+def write_with_eight_bits(
+    graph: Path, weights: Mapping[str, np.ndarray], rung: Rung, folder: Path, *, own_data_file: bool = False
+) -> Path:
     """Write a graph whose MatMuls are stored in blocks, some of them anew from their float weights with 8 bits.
 
     Args:
@@ -38,6 +40,7 @@ def write_with_eight_bits(graph: Path, weights: Mapping[str, np.ndarray], rung: 
         weights: by name of the MatMul, from :func:`float_weights`.
         rung: its block size.
         folder: receives the graph.
+        own_data_file: keep the weights in a file of their own, however small.
     """
     model = load_graph(graph)
     for node in model.graph:
@@ -50,7 +53,7 @@ def write_with_eight_bits(graph: Path, weights: Mapping[str, np.ndarray], rung: 
             node.replace_input_with(1, weight)
     drop_unused(model)
     store_in_blocks(rung.model_copy(update={**EIGHT_BITS, "eight_bit": ()}), model, weights)
-    return save_compact(model, folder)
+    return save_graph(model, folder) if own_data_file else save_compact(model, folder)
 
 
 @dataclass(frozen=True)

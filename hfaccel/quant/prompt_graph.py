@@ -2,9 +2,10 @@
 
 ``MatMulNBits`` is made for one token: it scales each block by itself, so for a prompt it does two to three operations where a product with
 one scale per channel does one. What a norm gives after :mod:`hfaccel.rewrites.rotate_residual` has no channel that stands out: such
-products read the same file of weights, whose blocks then all have their channel's scale, and onnxruntime lays them out for either kernel
-when it opens the graph. All others are turned (:mod:`hfaccel.quant.per_token`), but for a head that reads no such norm: a prompt needs it for
-its last token only. Turned weights lie in a second file, as turning them when the graph is opened would take a gigabyte.
+products read the same file of weights, if these have 8 bits, whose blocks then all have their channel's scale, and onnxruntime lays them out for
+either kernel when it opens the graph. All others are turned (:mod:`hfaccel.quant.per_token`), but for a head that reads no such norm: a prompt needs it for
+its last token only. Turned weights lie in a second file, as turning them when the graph is opened would take a gigabyte, and so do those of 8 bit for
+prompts where steps have 4.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ def write_prompt_graph(
     to_turn: Collection[str],
     weights: WeightFormat,
     *,
+    exact: Mapping[str, np.ndarray] = MappingProxyType({}),
     massive: Mapping[str, MassiveChannels] = MappingProxyType({}),
     at_once: bool = False,
 ) -> Path:
@@ -60,10 +62,10 @@ def write_prompt_graph(
 
     Args:
         graph: with its weights in a file of their own, which is not changed.
-        in_channels: of its ``MatMulNBits`` whose weights come from :func:`in_blocks` and whose activations need no turning.
-        to_turn: those of 8 bit, without zero points, that are turned; where their inputs have no group to turn they stay as they are, like
-            all that are named nowhere.
-        weights: how the turned ones are stored; those ``in_channels`` are as they are.
+        in_channels: of its ``MatMulNBits`` whose activations need no turning. Their weights come from :func:`in_blocks`, or are ``exact``.
+        to_turn: those that are turned; where their inputs have no group to turn they stay as they are, like all that are named nowhere.
+        weights: how what this graph has for itself is stored; what comes out of blocks is as it is.
+        exact: float weights [in, out] by name, of those that the other graph has too coarse.
         massive: channels of those that are turned which are computed in float.
         at_once: compute attention without blocks.
     """
@@ -75,14 +77,16 @@ def write_prompt_graph(
     products = PerTokenProducts(model)
     stored: list[onnx_ir.Value] = []
     for node in list(model.graph):
-        if node.name in in_channels:
+        name, group = node.name or "", turning_group(node.attributes.get_int("K", 0)) if node.name in to_turn else None
+        if name in in_channels and name not in exact:
             products.replace(node, *_channels_of_blocks(model, node), None)
-        elif node.name in to_turn and (group := turning_group(node.attributes.get_int("K", 0))) is not None:
-            weight = read_blocks(node).dequantized(node.attributes.get_int("K", 0))
-            if (large := massive.get(node.name or "")) is not None:
+        elif name in in_channels or group is not None:
+            weight = exact[name].copy() if name in exact else read_blocks(node).dequantized(node.attributes.get_int("K", 0))
+            if (large := massive.get(name)) is not None:
                 weight[large.channels] = 0
                 split_off(model, node, large, len(weight))
-            constants = ChannelWeight.nearest(turned(weight, group), weights).store(model, f"{node.name}_turned")
+            own = ChannelWeight.nearest(weight if group is None else turned(weight, group), weights)
+            constants = own.store(model, f"{name}_for_prompts")
             products.replace(node, *constants, group)
             stored.append(constants[0])
     drop_unused(model)

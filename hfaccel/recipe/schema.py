@@ -124,12 +124,13 @@ class Rung(Section):
             very checkpoint.
         rotate: weight-only of decoders: turn the residual stream first (exact in float), so that no channel of it stands out; auto does
             so where its norms allow it (root mean square norms do).
-        prompt_graph: weight-only of decoders: ship a second graph for prompts, in which products have one scale per channel and one per
-            token. Needs weights of 8 bits without zero points.
+        prompt_graph: weight-only of decoders: ship a second graph for prompts, in which products have weights of 8 bits with one scale per
+            channel, and one scale per token. Those of 8 bits without zero points serve both graphs; beside 4 bit it has its own.
         cache_bits: of decoders: bits of a key or value in the cache, one scale per channel of a head; None leaves them in float32. Needs
             calibration data.
         massive_channels: weight-only of decoders: channels of a product's input whose largest value is more than this many times that of the
-            median channel stay in float, where they are few; of two graphs, in that for prompts alone. Needs calibration data. 0 = none.
+            median channel stay in float, where they are few; of two graphs, in that for prompts alone, and where the other one has 4 bits
+            such products have 8 there. Needs calibration data. 0 = none.
         objectives: the rung competes only where one of these is asked for; empty = always.
         least_budget: the rung competes only where at least this loss is allowed: with less it is known to be refused, after it has
             cost its time.
@@ -264,8 +265,8 @@ class Rung(Section):
             found.append(("method", f"{self.method} gives each block a zero point: symmetric must be false"))
         if self.eight_bit_matmuls and self.weight_only_bits == 8:
             found.append(("eight_bit_matmuls", "every MatMul has 8 bits"))
-        if self.prompt_graph and not (self.weight_only_bits == 8 and self.symmetric):
-            found.append(("prompt_graph", "needs weights of 8 bits without zero points"))
+        if self.prompt_graph and self.weight_only_bits == 8 and not self.symmetric:
+            found.append(("prompt_graph", "weights of 8 bits serve both graphs, and must have no zero points"))
         return found
 
     def _changed(self, names: frozenset[str]) -> list[str]:

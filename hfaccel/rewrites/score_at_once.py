@@ -47,6 +47,11 @@ def score_in_blocks(model: onnx_ir.Model) -> int:
     return len(chosen)
 
 
+def scores_at_once(model: onnx_ir.Model) -> bool:
+    """Whether :func:`score_at_once` changed something in a graph."""
+    return any(node.op_type == "GroupQueryAttention" and _has_sink_without_weight(node) for node in model.graph)
+
+
 def _has_sink_without_weight(node: onnx_ir.Node) -> bool:
     sink = node.inputs[_SINK] if len(node.inputs) > _SINK else None
     return sink is not None and sink.const_value is not None and bool((sink.const_value.numpy() == _LOWEST).all())

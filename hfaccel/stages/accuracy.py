@@ -13,7 +13,6 @@ from hfaccel.errors import GateError
 from hfaccel.evaluate.cached_decoding import open_with_all_logits
 from hfaccel.evaluate.sample import multilingual_sample
 from hfaccel.quant.quantize_cache import with_cache_of
-from hfaccel.runtime.generation.decoder import PROMPT_GRAPH_NAME
 from hfaccel.runtime.generation.model import GenerationModel
 from hfaccel.runtime.tokenizer import TextTokenizer
 from hfaccel.source.torch_model import TorchRunner, load_torch_model
@@ -40,7 +39,7 @@ if TYPE_CHECKING:
     from hfaccel.runtime.session import Runner
 
 NAME: StageName = "accuracy"
-REVISION = 23
+REVISION = 24
 LIBRARIES = (
     "torch",
     "transformers",
@@ -103,9 +102,10 @@ def run(artifact: Artifact | None, ctx: StageContext) -> StageResult:
     gc.collect()  # before several sessions are open at once
     judged = race_finalists(judged, artifact, ctx)
     chosen = _shippable(choose(judged, ctx.recipe.measure.objective), judged, ctx)
-    chosen, threads = with_tuned_threads(chosen, graph_path(chosen, artifact, ctx), ctx)
-    chosen = replace(chosen, matmuls=precision_map(chosen, ctx))
-    graph = write_graph(graph_path(chosen, artifact, ctx), artifact.contract, ctx)
+    path = graph_path(chosen, artifact, ctx)
+    chosen, threads = with_tuned_threads(chosen, path, ctx)
+    chosen = replace(chosen, matmuls=precision_map(chosen, path, ctx))
+    graph = write_graph(path, artifact.contract, ctx)
     contract = with_cache_of(artifact.contract, ctx.workdir / graph)
     model = open_shipped(chosen.session, contract, tokenizer, ctx)
     write_golden(model, contract, ctx)
@@ -186,15 +186,13 @@ def _examined(
     candidate: Candidate, artifact: Artifact, examiner: Examiner | LanguageExaminer | AnswersExaminer, ctx: StageContext
 ) -> Finding:
     graph = artifact.folder / candidate.graph
+    brief = candidate.name == FLOAT_PARENT
+    if isinstance(examiner, LanguageExaminer):
+        return examiner.examine_candidate(candidate, graph, artifact.contract, ctx, brief=brief)
     runner = open_with_all_logits(graph, artifact.contract, candidate.session)
     if isinstance(examiner, Examiner):
-        return examiner.examine(runner, brief=candidate.name == FLOAT_PARENT)
-    answers = written_by(graph, candidate.session, artifact.contract, ctx)
-    if isinstance(examiner, AnswersExaminer):
-        return examiner.examine(runner, answers=answers)
-    path = graph.with_name(PROMPT_GRAPH_NAME)
-    prompts = open_with_all_logits(path, artifact.contract, candidate.session) if path.is_file() else None
-    return examiner.examine(runner, prompts=prompts, answers=answers, brief=candidate.name == FLOAT_PARENT)
+        return examiner.examine(runner, brief=brief)
+    return examiner.examine(runner, answers=written_by(graph, candidate.session, artifact.contract, ctx))
 
 
 def _shippable(chosen: Candidate | None, judged: Sequence[Candidate], ctx: StageContext) -> Candidate:

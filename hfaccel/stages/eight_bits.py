@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hfaccel.evaluate.cached_decoding import open_with_all_logits
-from hfaccel.quant.build import CalibrationData, PreparedGraph, prepare_graph, quantize_graph
+from hfaccel.quant.build import CalibrationData, PreparedGraph, prepare_graph, quantize_graph, write_prompts
 from hfaccel.quant.more_bits import StoredTrips, float_weights, write_with_eight_bits
 from hfaccel.quant.sensitivity import divergence, rank_by_sensitivity, ranking_deadline
 from hfaccel.quant.switches import SwitchedGraph
@@ -30,7 +29,6 @@ from hfaccel.stages.choice import risk
 from hfaccel.stages.journal import Journal
 from hfaccel.stages.parents import ACCURACY_REASONS, FALLBACK_FOLDER, MIXED_SUFFIX, float_graphs
 from hfaccel.stages.race import timed_against
-from hfaccel.stages.shipping import written_by
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -235,10 +233,11 @@ def _tried(
     """The candidate with these MatMuls (and their divergences) in 8 bit, written to ``folder`` and judged."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    path = write_with_eight_bits(four.graph, float_weights(four.prepared.model, eight), four.rung, folder)
-    contract = ctx.artifacts["export"].contract
-    answers = written_by(path, candidate.session, contract, ctx)
-    finding = examiner.examine(open_with_all_logits(path, contract, candidate.session), answers=answers)
+    exact = float_weights(four.prepared.model, eight)
+    path = write_with_eight_bits(four.graph, exact, four.rung, folder, own_data_file=four.rung.prompt_graph)
+    if four.rung.prompt_graph:
+        write_prompts(four.rung, four.prepared, four.names, path, weights=ctx.recipe.quantize.weights)
+    finding = examiner.examine_candidate(candidate, path, ctx.artifacts["export"].contract, ctx)
     return replace(
         candidate,
         size_bytes=graph_bytes(folder),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hfaccel.errors import DataError
-from hfaccel.evaluate.cached_decoding import MANY_ROWS_LOGITS, PromptThenSteps, empty_past
+from hfaccel.evaluate.cached_decoding import MANY_ROWS_LOGITS, PromptThenSteps, empty_past, open_with_all_logits
 from hfaccel.evaluate.greedy_paths import PathPrompt
 from hfaccel.evaluate.metrics import resolve_metric
 from hfaccel.evaluate.perplexity import (
@@ -24,17 +24,21 @@ from hfaccel.evaluate.perplexity import (
     score_window,
 )
 from hfaccel.evaluate.prompted import PromptReader
+from hfaccel.runtime.generation.decoder import PROMPT_GRAPH_NAME
 from hfaccel.runtime.session import Runner
 from hfaccel.runtime.tokenizer import open_tokenizer
 from hfaccel.stages.own_answers import Answers, AnswersFinding, OwnAnswers, finding_of
+from hfaccel.stages.shipping import written_by
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from hfaccel.artifact.contract import Contract
     from hfaccel.artifact.generation import GenerationSettings
     from hfaccel.evaluate.dataset import Dataset
     from hfaccel.evaluate.example import Example
     from hfaccel.stages.base import StageContext
+    from hfaccel.stages.candidates import Candidate
 
 WINDOW_TOKENS = 512
 MOST_TOKENS = 5_000
@@ -113,19 +117,46 @@ class LanguageExaminer:
             positions = np.arange(window.first - 1, len(window.ids) - 1, every)
             self._kept.append(_Kept(positions, logits[positions].copy()))
 
+    def examine_candidate(
+        self, candidate: Candidate, graph: Path, contract: Contract, ctx: StageContext, *, brief: bool = False
+    ) -> AnswersFinding:
+        """Open a candidate's graph, with the one for prompts if that lies beside it, and :meth:`examine` it.
+
+        Args:
+            candidate: says how it is opened, and how many bits its steps have.
+            graph: its path.
+            contract: of the graph.
+            ctx: of the stage.
+            brief: as for :meth:`examine`.
+        """
+        runner, path = open_with_all_logits(graph, contract, candidate.session), graph.with_name(PROMPT_GRAPH_NAME)
+        prompts = open_with_all_logits(path, contract, candidate.session) if path.is_file() else None
+        coarser = candidate.precision == "int4"  # prompts have 8 bits
+        answers = written_by(graph, candidate.session, contract, ctx)
+        return self.examine(runner, prompts=prompts, steps_are_coarser=coarser, answers=answers, brief=brief)
+
     def examine(
-        self, runner: Runner, *, prompts: Runner | None = None, answers: Answers | None = None, brief: bool = False
+        self,
+        runner: Runner,
+        *,
+        prompts: Runner | None = None,
+        steps_are_coarser: bool = False,
+        answers: Answers | None = None,
+        brief: bool = False,
     ) -> AnswersFinding:
         """Read the text with a graph that gives the logits of all tokens, and judge it.
 
         Args:
             runner: the graph.
-            prompts: one beside it that reads prompts; then each text is read by both, half by half.
+            prompts: one beside it that reads prompts; then each text is read by both, one after the other.
+            steps_are_coarser: the graph has fewer bits than the one for prompts, and reads most of each text.
             answers: writes the candidate's own answers; None leaves the task's metric out.
             brief: read only the first windows: the graph is known to be the source.
         """
         windows = _up_to(self._windows, BRIEF_TOKENS) if brief else self._windows
-        reader = runner if prompts is None else PromptThenSteps(prompts, runner, self._settings)
+        reader = (
+            runner if prompts is None else PromptThenSteps(prompts, runner, self._settings, steps_are_coarser=steps_are_coarser)
+        )
         loss, many_rows = self._losses(reader, windows)
         known = self._own if loss.non_finite == 0 else None
         written = known.loss(answers) if known is not None and answers is not None else None

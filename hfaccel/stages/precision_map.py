@@ -15,29 +15,42 @@ from hfaccel.stages.export import PARAMETERS_FILE
 from hfaccel.stages.parents import float_graphs, rung_as_found
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    import onnx_ir
+
     from hfaccel.artifact.artifact import Artifact
     from hfaccel.artifact.contract import Precision
     from hfaccel.stages.base import StageContext
 
 
-def precision_map(chosen: Candidate, ctx: StageContext) -> tuple[MatMulPrecision, ...]:
-    """The MatMuls of the float graph that a candidate was made from, each with its precision in the candidate."""
+def precision_map(chosen: Candidate, path: Path, ctx: StageContext) -> tuple[MatMulPrecision, ...]:
+    """The MatMuls of the float graph that a candidate was made from, each with its precision in the candidate.
+
+    Args:
+        chosen: the candidate.
+        path: its graph, which says how many bits weights in blocks have.
+        ctx: of the stage.
+    """
     rest: Precision = "bf16" if chosen.session.inference_precision == "bf16" else "fp32"
     kept = {name for name, _ in chosen.kept_float}
     rung, graphs = rung_as_found(chosen, ctx.recipe.quantize.ladder), float_graphs(ctx)
     scope = rung.graph if rung is not None and rung.graph in graphs else "optimized"
     lowered: Precision = chosen.precision if chosen.precision in ("int8", "int4") else rest
-    parts, eight_bit = (rung.eight_bit, rung.eight_bit_matmuls) if rung is not None else ((), ())
+    in_eight_bits = {node.name for node in load_graph(path).graph if node.op_type == "MatMulNBits" and _bits(node) == 8}
 
     def precision(place: MatMulPlace) -> Precision:
         if place.name in kept:
             return rest
-        has_eight_bits = place.name in eight_bit or (place.part is not None and place.part in parts)
-        return "int8" if has_eight_bits else lowered
+        return "int8" if place.name in in_eight_bits else lowered
 
     return tuple(
         MatMulPrecision(place.name, place.layer, place.role, precision(place)) for place in places_of(graphs[scope], ctx)
     )
+
+
+def _bits(node: onnx_ir.Node) -> int:
+    return node.attributes.get_int("bits", 4)
 
 
 def places_of(graph: Artifact, ctx: StageContext) -> tuple[MatMulPlace, ...]:

@@ -88,7 +88,7 @@ def test_a_chat_model_answers_as_it_streams(smollm2_checkpoint: Path, lee_backgr
     manifest = compile_real(cache, tmp_path / "out", smollm2_checkpoint, "--data", lee_background, "--workload", "32+4")
     assert chosen_loss(manifest)["metric"] == "perplexity"
     reasons = {item["name"]: item["reason"] for item in manifest["candidates"]}
-    assert reasons["int4-gptq"] == "budget-too-small"
+    assert reasons["int4-prompt"] == "budget-too-small"
     if manifest["precision"] == "int8":
         assert chosen_loss(manifest)["upper_bound"] <= 0.01
         assert sum(item["size_bytes"] for item in manifest["files"] if "onnx" in item["path"]) < 230e6

@@ -109,7 +109,7 @@ def test_every_way_to_round_makes_a_graph_that_answers_nearly_the_same(method: s
     rung = Rung(name="four", scheme="weight-only", graph="fused", **fields)  # type: ignore[arg-type]
     built = build_candidate(rung, llama, CalibrationData([data], {}), weights=WeightFormat(), folder=tmp_path)
     operators = [node.op_type for node in load_graph(built.path).graph]
-    assert operators.count("MatMulNBits") == len(built.quantized) == 4 * LAYERS + 1
+    assert operators.count("MatMulNBits") == len(built.quantized) == 5 * LAYERS + 1
     assert "MatMul" not in operators
     before, after = (GraphSession(path).run(data)["logits"].ravel() for path in (llama, built.path))
     assert np.corrcoef(before, after)[0, 1] > 0.9

@@ -10,8 +10,6 @@ import onnx_ir
 import pytest
 import torch
 import transformers
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from hfaccel.artifact.contract import TextSettings
 from hfaccel.artifact.generation import GenerationSettings
@@ -20,7 +18,6 @@ from hfaccel.evaluate.cached_decoding import CachedDecoding, empty_past
 from hfaccel.rewrites.drop_unused import drop_unused
 from hfaccel.rewrites.graphs import load_graph, operator_counts, save_graph
 from hfaccel.rewrites.last_token_logits import all_token_logits, last_token_logits
-from hfaccel.rewrites.pack_gate_up import pack_gate_up
 from hfaccel.rewrites.score_at_once import score_at_once
 from hfaccel.rewrites.untie_head import untie_head
 from hfaccel.runtime.session import GraphSession
@@ -211,53 +208,6 @@ def test_a_transposed_table_that_others_read_too_is_left_alone() -> None:
     shape.outputs[0].name = "shape_value"
     assert untie_head(model) == 0
     assert operator_counts(model)["Transpose"] == 1
-
-
-@given(st.integers(1, 24), st.integers(1, 24), st.integers(0, 2**31))
-@settings(max_examples=15, deadline=None)
-def test_packing_two_products_is_exact(tmp_path_factory: pytest.TempPathFactory, hidden: int, width: int, seed: int) -> None:
-    random = np.random.default_rng(seed)
-    weights = [random.normal(size=(hidden, width)).astype(np.float32) for _ in range(2)]
-    folder, feeds = tmp_path_factory.mktemp("packed"), {"x": random.normal(size=(2, 3, hidden)).astype(np.float32)}
-    before = run(gated(*weights), folder / "before", feeds)["y"]
-    model = gated(*weights)
-    assert pack_gate_up(model) == 1
-    assert pack_gate_up(model) == 0
-    assert operator_counts(model)["MatMul"] == 1
-    np.testing.assert_allclose(run(model, folder / "after", feeds)["y"], before, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("count", [1, 3])
-def test_other_than_two_products_of_equal_width_are_left_alone(count: int) -> None:
-    weights = [np.ones((4, 5), dtype=np.float32)] * count
-    assert pack_gate_up(gated(*weights)) == 0
-
-
-def test_products_of_different_widths_are_left_alone() -> None:
-    assert pack_gate_up(gated(np.ones((4, 5), dtype=np.float32), np.ones((4, 1), dtype=np.float32))) == 0
-
-
-def gated(*weights: np.ndarray) -> onnx_ir.Model:
-    """Sigmoid of the first product of a value times its others."""
-    x = onnx_ir.Value(name="x", type=onnx_ir.TensorType(FLOAT), shape=onnx_ir.Shape(["batch", "sequence", len(weights[0])]))
-    constants = [constant(f"weight_{number}", weight) for number, weight in enumerate(weights)]
-    products = [onnx_ir.node("MatMul", [x, weight], name=f"product_{number}") for number, weight in enumerate(constants)]
-    nodes = [*products, onnx_ir.node("Sigmoid", products[0].outputs)]
-    for product in products[1:]:
-        nodes.append(onnx_ir.node("Mul", [nodes[-1].outputs[0], product.outputs[0]]))
-    y = nodes[-1].outputs[0]
-    y.name, y.type, y.shape = "y", onnx_ir.TensorType(FLOAT), onnx_ir.Shape(["batch", "sequence", "width"])
-    return as_model([x], [y], nodes, constants)
-
-
-def test_every_block_of_a_decoder_is_packed_and_its_answers_stay(llama: tuple[Path, Reference], tmp_path: Path) -> None:
-    feeds, _ = ragged_prompt()
-    before = run(load_graph(llama[0]), tmp_path / "before", feeds)
-    model = load_graph(llama[0])
-    assert pack_gate_up(model) == LAYERS
-    after = run(model, tmp_path / "after", feeds)
-    rows = feeds["attention_mask"].astype(bool)
-    np.testing.assert_allclose(after["logits"][rows], before["logits"][rows], atol=1e-5)
 
 
 class Forgetful:

@@ -119,6 +119,21 @@ def test_the_recipe_repeats_the_model_byte_for_byte(searched: CompileResult, pla
     assert [item["name"] for item in again.manifest["candidates"]] == ["four-mixed", "float"]
 
 
+def test_what_a_search_finds_has_its_graph_for_prompts_and_so_has_its_repetition(
+    planted: Path, texts: Path, tmp_path: Path
+) -> None:
+    both = GPTQ.replace("method: gptq", "method: gptq, rotate: auto, prompt_graph: true")
+    searched = compile_planted(planted, texts, tmp_path / "searched", overrides=(both,))
+    assert searched.manifest["chosen"] == "four-mixed"
+    assert len(searched.manifest["candidates"][0]["eight_bit"]) < LAYERS * 6
+    again = compile_planted(planted, texts, tmp_path / "again", recipe=searched.folder / "recipe.yaml", use_cache=False)
+    for name in ("model.onnx", "model.onnx.data", "prompt.onnx", "prompt.onnx.data"):
+        assert (again.folder / name).read_bytes() == (searched.folder / name).read_bytes()
+    in_four_bits = [node for node in load_graph(searched.folder / "model.onnx").graph if node.attributes.get_int("bits", 8) == 4]
+    assert in_four_bits
+    assert not any(node.op_type == "MatMulNBits" for node in load_graph(searched.folder / "prompt.onnx").graph)
+
+
 def test_without_a_search_the_rung_is_refused(planted: Path, texts: Path, tmp_path: Path) -> None:
     with pytest.raises(GateError, match="four: loss-over-budget"):
         compile_planted(planted, texts, tmp_path / "out", overrides=(GPTQ, "quantize.fallback=off"))
@@ -136,11 +151,11 @@ def test_a_search_that_was_killed_repeats_no_trial_but_that_of_the_best_so_far(
     tried: list[int] = []
     write, lifetime = eight_bits.write_with_eight_bits, 2
 
-    def counted(graph: Path, weights: Mapping[str, np.ndarray], rung: Rung, folder: Path) -> Path:
+    def counted(graph: Path, weights: Mapping[str, np.ndarray], rung: Rung, folder: Path, **options: bool) -> Path:
         if len(tried) == lifetime:
             raise InterruptedError("killed")
         tried.append(len(weights))
-        return write(graph, weights, rung, folder)
+        return write(graph, weights, rung, folder, **options)
 
     monkeypatch.setattr(eight_bits, "write_with_eight_bits", counted)
     overrides = (GPTQ, "accuracy.resamples=500")  # another result of the stage than that in the cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -99,7 +100,7 @@ def test_rotation_evens_out_what_products_read(llama: Path, tmp_path: Path) -> N
     def spread(model: onnx_ir.Model, folder: Path) -> float:
         """Of the values that feed-forward blocks read: the largest over the root mean square."""
         folder.mkdir()
-        block = next(node for node in model.graph if (node.name or "").endswith("gate_proj"))
+        block = next(node for node in model.graph if "gate_proj" in (node.name or ""))
         read = block.inputs[0]
         assert read is not None
         model.graph.outputs.append(read)
@@ -188,20 +189,25 @@ def test_what_reads_a_norm_lies_in_one_file_for_both_graphs_and_the_rest_is_turn
     assert operators.count("MatMulIntegerToFloat") >= 4 * LAYERS
 
 
+def planted_massive(folder: Path) -> Path:
+    """A Llama with a channel of one feed-forward block that is hundreds of times as large as the others."""
+    model = load_graph(make_graph("llama", folder))
+    for part in ("gate_proj", "up_proj"):
+        node = next(node for node in model.graph if part in (node.name or ""))
+        weight = node.inputs[1]
+        assert weight is not None
+        assert weight.const_value is not None
+        planted = weight.const_value.numpy().copy()
+        planted[:, 7] *= 60
+        weight.const_value = onnx_ir.tensor(planted)
+    (folder / "planted").mkdir()
+    return save_graph(model, folder / "planted")
+
+
 @pytest.mark.parametrize("method", ["rtn", "gptq"])
 def test_massive_channels_stay_in_float_in_the_graph_that_reads_first_tokens(method: str, tmp_path: Path) -> None:
     """A channel of a feed-forward block is planted that is hundreds of times as large as the others."""
-    graph = make_graph("llama", tmp_path)
-    model = load_graph(graph)
-    block = next(node for node in model.graph if (node.name or "").endswith("_and_up"))
-    weight = block.inputs[1]
-    assert weight is not None
-    assert weight.const_value is not None
-    planted = weight.const_value.numpy().copy()
-    planted[:, [7, 160 + 7]] *= 60  # gate and up
-    weight.const_value = onnx_ir.tensor(planted)
-    (tmp_path / "planted").mkdir()
-    source = save_graph(model, tmp_path / "planted")
+    source = planted_massive(tmp_path)
     ids = np.random.default_rng(9).integers(1, WORDS, 40).tolist()
     exact = Decoder(source, SessionSettings(), CACHE).prefill([ids]).logits
     errors = []
@@ -339,6 +345,73 @@ def test_a_text_that_is_read_half_by_half_is_read_as_a_whole(llama: Path) -> Non
         assert set(read) == {"logits", MANY_ROWS_LOGITS}
         for logits in read.values():
             np.testing.assert_allclose(logits, whole[:, : logits.shape[1]], atol=1e-4)
+
+
+class Reading:
+    """A graph that remembers how many tokens it was given at a time."""
+
+    def __init__(self, graph: GraphSession) -> None:
+        self.input_names = graph.input_names
+        self.session = graph.session
+        self.tokens: list[int] = []
+        self._graph = graph
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        self.tokens.append(feeds["input_ids"].shape[1])
+        return self._graph.run(feeds)
+
+
+def test_steps_that_are_coarser_than_prompts_read_most_of_a_text(llama: Path) -> None:
+    ids = np.random.default_rng(4).integers(1, WORDS, (1, 40))
+    feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids), "position_ids": np.arange(40)[None]}
+    for coarser, length in ((False, 20), (True, 5)):
+        prompts, steps = (Reading(GraphSession(llama, content=with_all_logits(llama))) for _ in range(2))
+        read = PromptThenSteps(prompts, steps, CACHE, steps_are_coarser=coarser).run(feeds)
+        assert prompts.tokens == [length, 40 - length]  # the second time as it reads steps of many rows
+        assert steps.tokens == [40 - length]
+        assert read["logits"].shape == (1, 40, WORDS)
+
+
+@pytest.mark.parametrize("method", ["rtn", "gptq"])
+def test_beside_steps_in_four_bits_prompts_have_eight_of_their_own(method: str, tmp_path: Path) -> None:
+    graph = planted_massive(tmp_path)
+    exact = Decoder(graph, SessionSettings(), CACHE)
+    rung = Rung(
+        name="any",
+        scheme="weight-only",
+        graph="fused",
+        weight_only_bits=4,
+        block_size=32,
+        symmetric=False,
+        method=method,  # type: ignore[arg-type]
+        eight_bit=("head",),
+        rotate="auto",
+        prompt_graph=True,
+        massive_channels=20,
+    )
+    assert rung.contradictions() == ()
+    (tmp_path / "made").mkdir()
+    built = build_candidate(rung, graph, calibration(), weights=ANYWHERE, folder=tmp_path / "made")
+    steps, prompts = load_graph(built.path), load_graph(built.path.with_name(PROMPT_GRAPH_NAME))
+    in_eight_bits = [node.name or "" for node in steps.graph if node.attributes.get_int("bits", 0) == 8]
+    # The head, and the one product that massive channels reach.
+    assert [("lm_head" in name, "down_proj" in name) for name in in_eight_bits] == [(False, True), (True, False)]
+    assert sum(node.attributes.get_int("bits", 0) == 4 for node in steps.graph) == 5 * LAYERS - 1
+    counts = operator_counts(prompts)
+    assert "MatMulNBits" not in counts
+    assert counts["MatMulIntegerToFloat"] == 5 * LAYERS + 1
+    # The head's weights lie in one file for both; what is in four bits there lies in eight here.
+    own = built.path.with_name(f"{PROMPT_GRAPH_NAME}.data").stat().st_size
+    matrices = LAYERS * CHANNELS * (CHANNELS + 2 * 32 + CHANNELS + 3 * 160)
+    assert matrices <= own < 1.1 * matrices
+    ids = np.random.default_rng(9).integers(1, WORDS, 40).tolist()
+    decoder, wanted = Decoder(built.path, SessionSettings(), CACHE), exact.prefill([ids], room=2)
+    found = decoder.prefill([ids], room=2)
+    error = np.abs(found.logits - wanted.logits).max() / np.abs(wanted.logits).max()
+    token = np.array([7])
+    after = np.abs(found.step(token) - wanted.step(token)).max() / np.abs(wanted.logits).max()
+    assert error < 0.1
+    assert error < after < 0.6
 
 
 def with_all_logits(graph: Path) -> bytes:

@@ -131,7 +131,9 @@ def gated_block(folder: Path, *, read_twice: bool) -> Path:
     folder.mkdir()
     random = np.random.default_rng(11)
     x = onnx_ir.val("x", onnx_ir.DataType.FLOAT, ["batch", "sequence", 96])
-    model = onnx_ir.Model(onnx_ir.Graph([x], [], nodes=[], opset_imports={"": 20, "com.microsoft": 1}, name="gated"), ir_version=9)
+    model = onnx_ir.Model(
+        onnx_ir.Graph([x], [], nodes=[], opset_imports={"": 20, "com.microsoft": 1}, name="gated"), ir_version=9
+    )
     placeholder = onnx_ir.val("placeholder", onnx_ir.DataType.FLOAT, [96, 128])
     gate, up = (onnx_ir.node("MatMul", [x, placeholder], name=name) for name in ("gate", "up"))
     tanh = onnx_ir.node("Tanh", gate.outputs, name="tanh")
