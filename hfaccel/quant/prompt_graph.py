@@ -107,7 +107,11 @@ def _store_beside(values: list[onnx_ir.Value], folder: Path) -> None:
 
 
 def _channels_of_blocks(model: onnx_ir.Model, node: onnx_ir.Node) -> tuple[onnx_ir.Value, onnx_ir.Value]:
-    """Weight [in, out] and scales [out], computed from the blocks when the graph is opened."""
+    """Weight [in, out] and scales [out], computed from the blocks when the graph is opened.
+
+    Every constant on the way stays in memory until all are computed, so they are few and of one byte each: a level of 8 bits with its
+    highest one turned over is the signed weight.
+    """
     import onnx_ir
 
     blocks, scales = node.inputs[1:3]
@@ -123,10 +127,11 @@ def _channels_of_blocks(model: onnx_ir.Model, node: onnx_ir.Node) -> tuple[onnx_
         return shared_initializer(model, "prompt_integers_" + "_".join(map(str, values)), np.array(values, dtype=np.int64))
 
     levels = add("Reshape", "levels", blocks, integers(outputs, -1))
-    used = add("Slice", "used", levels, integers(0), integers(inputs), integers(1))
-    zero = shared_initializer(model, "prompt_zero_level", np.array(ZERO_LEVEL, dtype=np.int32))
-    signed = add("Sub", "signed", add("Cast", "wide", used, to=onnx_ir.DataType.INT32), zero)
-    weight = add("Transpose", "weight", add("Cast", "narrow", signed, to=onnx_ir.DataType.INT8))
+    if inputs % node.attributes.get_int("block_size", inputs):
+        levels = add("Slice", "used", levels, integers(0), integers(inputs), integers(1))
+    zero = shared_initializer(model, "prompt_zero_level", np.array(ZERO_LEVEL, dtype=np.uint8))
+    signed = add("Cast", "signed", add("BitwiseXor", "turned_over", levels, zero), to=onnx_ir.DataType.INT8)
+    weight = add("Transpose", "weight", signed)
     scale = add("Reshape", "scale", add("Slice", "first", scales, integers(0), integers(1), integers(1)), integers(-1))
     model.graph.insert_before(node, made)
     return weight, scale

@@ -15,6 +15,7 @@ from hfaccel.runtime.generation.decoder import Decoder
 from hfaccel.runtime.generation.encoder_decoder import EncoderDecoder
 from hfaccel.runtime.generation.model import GenerationModel
 from hfaccel.runtime.generation.text_to_text import TextToTextModel
+from hfaccel.runtime.memory import give_back_freed_memory
 from hfaccel.runtime.model import Model
 from hfaccel.runtime.speech.model import SpeechModel
 from hfaccel.runtime.tokenizer import TextTokenizer
@@ -23,7 +24,10 @@ ENCODER_NAME = "encoder.onnx"
 """Beside the decoder, whose name the manifest gives."""
 
 
-def load(folder: str | Path, *, threads: int | None = None) -> Model | GenerationModel | TextToTextModel | SpeechModel:
+AnyModel = Model | GenerationModel | TextToTextModel | SpeechModel
+
+
+def load(folder: str | Path, *, threads: int | None = None) -> AnyModel:
     """The compiled model of a folder that ``hfaccel compile`` made, in the engine that its manifest names.
 
     One that generates text has the method ``generate``, one that reads sound ``transcribe``; all others are called.
@@ -53,6 +57,12 @@ def load(folder: str | Path, *, threads: int | None = None) -> Model | Generatio
         ) from error
     if Path(graph).name != graph:
         raise IntegrityError(f"the graph {graph!r} is not a file of the folder", where=str(manifest_path))
+    model = _open(place, graph, contract, settings)
+    give_back_freed_memory()
+    return model
+
+
+def _open(place: Path, graph: str, contract: Contract, settings: SessionSettings) -> AnyModel:
     if contract.generation is not None and contract.generation.encoder is not None:
         parts = EncoderDecoder.open(place / ENCODER_NAME, place / graph, settings, contract.generation)
         return answering_model(parts, place, contract)
