@@ -111,6 +111,9 @@ def bench(
         ),
     ] = False,
     plot: Annotated[Path | None, typer.Option(help="Draw the medians into this .png or .svg file.")] = None,
+    huge_pages: Annotated[
+        bool, typer.Option("--huge-pages", help="Open the artifact with its weights in pages of 2 MiB (Linux), as load can.")
+    ] = False,
     trust_remote_code: Annotated[bool, typer.Option(help="Let Python code of the checkpoint run in torch.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON, samples included.")] = False,
 ) -> None:
@@ -159,7 +162,7 @@ def bench(
     source = model or _source_of(manifest)
     task = _task(manifest)
     only_for_texts = {"--end-to-end": end_to_end, "--graph-only": graph_only, "--calibration": calibration is not None}
-    request = BenchRequest(artifact, manifest, workload, source, threads, seconds, plot, trust_remote_code)
+    request = BenchRequest(artifact, manifest, workload, source, threads, seconds, plot, trust_remote_code, huge_pages)
     engines = _DEFAULT_PEER if against is None else against
     if task in _ENCODER_DECODERS:
         bench_encoder_decoder(
@@ -185,7 +188,7 @@ def bench(
     asked = _Asked(points, _modes(end_to_end, graph_only), seconds, batch or _STREAM_BATCH)
     if plot is not None:
         check_plot_path(plot)
-    opened = _load_reader(artifact)
+    opened = _load_reader(request)
     check_lengths(points, opened.contract)
     texts = _read_texts(opened, stream, calibration)
     context = bench_context(output, request)
@@ -225,16 +228,16 @@ def _refuse_data(data: str | None, artifact: Path) -> None:
         )
 
 
-def _load_reader(artifact: Path) -> Model:
+def _load_reader(asked: BenchRequest) -> Model:
     """The artifact of a task that reads texts, with a tokenizer that remembers none."""
     from hfaccel.measure.contenders import without_cache
     from hfaccel.runtime.load import load
     from hfaccel.runtime.model import Model
 
-    loaded = load(artifact)
+    loaded = load(asked.folder, huge_pages=asked.huge_pages)
     if not isinstance(loaded, Model):
-        raise UsageError("the manifest's task does not fit its model", where=str(artifact), hint="compile it again")
-    return without_cache(loaded, artifact)
+        raise UsageError("the manifest's task does not fit its model", where=str(asked.folder), hint="compile it again")
+    return without_cache(loaded, asked.folder)
 
 
 def _modes(end_to_end: bool, graph_only: bool) -> tuple[Mode, ...]:

@@ -164,7 +164,7 @@ def _open_texts(asked: BenchRequest) -> TextToTextModel:
     from hfaccel.runtime.generation.text_to_text import TextToTextModel
     from hfaccel.runtime.load import load
 
-    model = load(asked.folder)
+    model = load(asked.folder, huge_pages=asked.huge_pages)
     if not isinstance(model, TextToTextModel):
         raise _other_model(asked)
     return model
@@ -174,7 +174,7 @@ def _open_speech(asked: BenchRequest) -> SpeechModel:
     from hfaccel.runtime.load import load
     from hfaccel.runtime.speech.model import SpeechModel
 
-    model = load(asked.folder)
+    model = load(asked.folder, huge_pages=asked.huge_pages)
     if not isinstance(model, SpeechModel):
         raise _other_model(asked)
     return model

@@ -29,6 +29,7 @@ class BenchRequest:
         seconds: for each thing that is timed.
         plot: picture to draw.
         trust_remote_code: let Python code of the checkpoint run.
+        huge_pages: open the artifact as ``hfaccel.load(folder, huge_pages=True)`` does.
     """
 
     folder: Path
@@ -39,6 +40,7 @@ class BenchRequest:
     seconds: float
     plot: Path | None
     trust_remote_code: bool
+    huge_pages: bool
 
 
 def load_source(asked: BenchRequest) -> tuple[SourceModel, Any]:

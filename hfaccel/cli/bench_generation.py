@@ -112,7 +112,7 @@ def open_requests(asked: BenchRequest) -> tuple[tuple[Request, ...], GenerationM
     requests = parse_requests((asked.workload or _DEFAULT_WORKLOAD).split(","))
     if asked.plot is not None:
         check_plot_path(asked.plot)
-    model = load(asked.folder)
+    model = load(asked.folder, huge_pages=asked.huge_pages)
     assert isinstance(model, GenerationModel)  # the manifest says so, and load goes by it
     check_requests(requests, model.decoder.settings.context_length)
     return requests, model

@@ -160,7 +160,7 @@ def _open(asked: BenchRequest) -> Model:
     from hfaccel.runtime.load import load
     from hfaccel.runtime.model import Model
 
-    model = load(asked.folder)
+    model = load(asked.folder, huge_pages=asked.huge_pages)
     if not isinstance(model, Model):
         raise IntegrityError("the manifest's task does not fit its model", where=str(asked.folder), hint="compile it again")
     return model

@@ -15,7 +15,7 @@ from hfaccel.runtime.generation.decoder import Decoder
 from hfaccel.runtime.generation.encoder_decoder import EncoderDecoder
 from hfaccel.runtime.generation.model import GenerationModel
 from hfaccel.runtime.generation.text_to_text import TextToTextModel
-from hfaccel.runtime.memory import give_back_freed_memory
+from hfaccel.runtime.memory import give_back_freed_memory, use_huge_pages
 from hfaccel.runtime.model import Model
 from hfaccel.runtime.speech.model import SpeechModel
 from hfaccel.runtime.tokenizer import TextTokenizer
@@ -27,7 +27,7 @@ ENCODER_NAME = "encoder.onnx"
 AnyModel = Model | GenerationModel | TextToTextModel | SpeechModel
 
 
-def load(folder: str | Path, *, threads: int | None = None) -> AnyModel:
+def load(folder: str | Path, *, threads: int | None = None, huge_pages: bool = False) -> AnyModel:
     """The compiled model of a folder that ``hfaccel compile`` made, in the engine that its manifest names.
 
     One that generates text has the method ``generate``, one that reads sound ``transcribe``; all others are called.
@@ -37,6 +37,8 @@ def load(folder: str | Path, *, threads: int | None = None) -> AnyModel:
     Args:
         folder: that ``hfaccel compile`` made.
         threads: for the engine; None takes as many as the compile found best, at most the cores that this process may use.
+        huge_pages: move the weights to pages of 2 MiB where the system has them (Linux). For servers that generate text: opening takes half a
+            second longer for each 300 MB, and each new token 0.92 to 0.95 of the time.
 
     Raises:
         IntegrityError: the folder is no such folder, a newer version made it, or a file in it is missing or damaged.
@@ -59,6 +61,8 @@ def load(folder: str | Path, *, threads: int | None = None) -> AnyModel:
         raise IntegrityError(f"the graph {graph!r} is not a file of the folder", where=str(manifest_path))
     model = _open(place, graph, contract, settings)
     give_back_freed_memory()
+    if huge_pages:
+        use_huge_pages()
     return model
 
 
