@@ -254,8 +254,9 @@ def waterfall(manifest: Manifest) -> Iterator[Step]:
             what += f", {len(winner['kept_float'])} kept in float"
         if winner.get("blockwise"):
             what += f", {len(winner['blockwise'])} of the {winner['precision']} ones in blocks"
-        if winner.get("eight_bit"):
-            what += f", {len(winner['eight_bit'])} of them in int8"
+        in_eight_bits = sum(item["precision"] == "int8" for item in winner.get("matmuls", ()))
+        if in_eight_bits and winner["precision"] == "int4":
+            what += f", {in_eight_bits} of them in int8"
         cache = cache_of(manifest)
         if cache is not None and cache[0] < FLOAT_BITS:
             what += f", keys and values of the cache in {cache[0]} bits"

@@ -59,6 +59,8 @@ def load(folder: str | Path, *, threads: int | None = None, huge_pages: bool = F
         ) from error
     if Path(graph).name != graph:
         raise IntegrityError(f"the graph {graph!r} is not a file of the folder", where=str(manifest_path))
+    if contract.generation is None:
+        settings = with_installed_engine(settings)
     model = _open(place, graph, contract, settings)
     give_back_freed_memory()
     if huge_pages:
@@ -73,7 +75,7 @@ def _open(place: Path, graph: str, contract: Contract, settings: SessionSettings
     if contract.generation is not None:
         return GenerationModel(Decoder(place / graph, settings, contract.generation), place, contract)
     tokenizer = TextTokenizer(place / "tokenizer.json", contract.text)
-    return Model(open_graph(place / graph, with_installed_engine(settings)), tokenizer, contract)
+    return Model(open_graph(place / graph, settings), tokenizer, contract)
 
 
 def _with_threads(settings: SessionSettings, wanted: int | None) -> SessionSettings:
