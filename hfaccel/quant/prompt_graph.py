@@ -11,6 +11,7 @@ prompts where steps have 4.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -83,6 +84,8 @@ def write_prompt_graph(
         elif name in in_channels or group is not None:
             weight = exact[name].copy() if name in exact else read_blocks(node).dequantized(node.attributes.get_int("K", 0))
             if (large := massive.get(name)) is not None:
+                if name in exact:  # which may have been scaled since these channels were found
+                    large = replace(large, rows=weight[large.channels])
                 weight[large.channels] = 0
                 split_off(model, node, large, len(weight))
             own = ChannelWeight.nearest(weight if group is None else turned(weight, group), weights)

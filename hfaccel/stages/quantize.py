@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from hfaccel.recipe.targets import TargetProfile
 
 NAME: StageName = "quantize"
-REVISION = 28
+REVISION = 29
 LIBRARIES = ("onnx", "onnx-ir", "onnxruntime", "openvino", "tokenizers", "numpy")
 
 GRAPHS = "graphs"
