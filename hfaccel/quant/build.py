@@ -265,21 +265,21 @@ def _write_integers(rung: Rung, prepared: PreparedGraph, nodes: Sequence[str], f
 
 
 def _write_weight_only(rung: Rung, prepared: PreparedGraph, nodes: Sequence[str], folder: Path, *, weights: WeightFormat) -> Path:
-    floating, scratch = prepared.model, folder / "scratch"
-    if rung.method in MOMENT_ROUNDINGS:
-        floating = floating.clone()
-        scale_first(rung, floating, nodes, prepared.batches, workdir=scratch)
-    model, four_bits = floating.clone(), rung.weight_only_bits == 4
-    store_nearest(rung, model, [name for name in nodes if four_bits and name in prepared.massive], (), weights)
+    floating, scratch = prepared.model.clone(), folder / "scratch"
+    scale_first(rung, floating, nodes, prepared.batches, workdir=scratch)
+    model = floating.clone()
     in_channels, channels = _in_channels(rung, prepared, nodes), _channel_format(weights)
-    if rung.method in MOMENT_ROUNDINGS:
+    if rung.weight_only_bits == 4:
+        store_nearest(rung, model, [name for name in nodes if name in prepared.massive], (), channels)
+    method = MOMENT_ROUNDINGS.get(rung.method)
+    if method is not None:
         store_compensated(
             rung,
             model,
             _left_in_float(model, nodes),
             prepared.batches,
             workdir=scratch,
-            method=MOMENT_ROUNDINGS[rung.method],
+            method=method,
             in_channels=in_channels,
             massive=prepared.massive,
             weights=channels,

@@ -17,8 +17,6 @@ from hfaccel.stages.parents import float_graphs, rung_as_found
 if TYPE_CHECKING:
     from pathlib import Path
 
-    import onnx_ir
-
     from hfaccel.artifact.artifact import Artifact
     from hfaccel.artifact.contract import Precision
     from hfaccel.stages.base import StageContext
@@ -37,7 +35,9 @@ def precision_map(chosen: Candidate, path: Path, ctx: StageContext) -> tuple[Mat
     rung, graphs = rung_as_found(chosen, ctx.recipe.quantize.ladder), float_graphs(ctx)
     scope = rung.graph if rung is not None and rung.graph in graphs else "optimized"
     lowered: Precision = chosen.precision if chosen.precision in ("int8", "int4") else rest
-    in_eight_bits = {node.name for node in load_graph(path).graph if node.op_type == "MatMulNBits" and _bits(node) == 8}
+    in_eight_bits = {
+        node.name for node in load_graph(path).graph if node.op_type == "MatMulNBits" and node.attributes.get_int("bits", 4) == 8
+    }
 
     def precision(place: MatMulPlace) -> Precision:
         if place.name in kept:
@@ -47,10 +47,6 @@ def precision_map(chosen: Candidate, path: Path, ctx: StageContext) -> tuple[Mat
     return tuple(
         MatMulPrecision(place.name, place.layer, place.role, precision(place)) for place in places_of(graphs[scope], ctx)
     )
-
-
-def _bits(node: onnx_ir.Node) -> int:
-    return node.attributes.get_int("bits", 4)
 
 
 def places_of(graph: Artifact, ctx: StageContext) -> tuple[MatMulPlace, ...]:

@@ -352,7 +352,6 @@ class Reading:
 
     def __init__(self, graph: GraphSession) -> None:
         self.input_names = graph.input_names
-        self.session = graph.session
         self.tokens: list[int] = []
         self._graph = graph
 

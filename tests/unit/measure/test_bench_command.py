@@ -112,6 +112,16 @@ def test_the_table_shows_one_kind_of_run_when_asked(compiled):
     assert "fresh process: import" in done.stdout
 
 
+@pytest.mark.parametrize("asked", [False, True])
+def test_the_artifact_is_opened_in_huge_pages_where_asked(compiled, asked, monkeypatch):
+    moves = []
+    monkeypatch.setattr("hfaccel.runtime.load.use_huge_pages", lambda: moves.append(1))
+    options = ("--huge-pages",) if asked else ()
+    done = run(compiled, "--against", "", "--workload", "1x8", "--seconds", "0.1", "--graph-only", *options)
+    assert done.exit_code == 0, done.output
+    assert len(moves) == asked
+
+
 def test_lengths_that_the_model_cannot_read_are_refused(compiled):
     done = run(compiled, "--workload", "1x65")
     assert str(done.exception) == ("--workload: 1x65 is longer than the 64 tokens that the model reads (use lengths up to 64)")

@@ -56,19 +56,18 @@ def huge():
 block = bytearray(b"x") * 40_000_000
 before, size = huge(), psutil.Process().memory_info().rss
 moved = use_huge_pages()
-print(moved, huge() - before, psutil.Process().memory_info().rss - size, block == bytearray(b"x") * 40_000_000)
+print(moved, huge() - before, huge(), psutil.Process().memory_info().rss - size, block == bytearray(b"x") * 40_000_000)
 """
 
 
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").is_file(), reason="not Linux")
 def test_what_is_in_memory_moves_to_huge_pages_and_nothing_grows() -> None:
     finished = subprocess.run([sys.executable, "-c", HUGE], capture_output=True, text=True, check=True)
-    moved, gained, grown, same = finished.stdout.split()
+    moved, gained, after, grown, same = finished.stdout.split()
     assert same == "True"
     assert int(moved) % HUGE_PAGE_BYTES == 0
-    if int(moved) > 0:  # a system may have no such pages, or none left
-        assert int(gained) > 0
-        assert int(gained) <= int(moved)
+    # A system may have no such pages, or none left; or it may use them unasked, and then there is nothing to gain.
+    assert int(gained) <= int(moved) <= int(after)
     assert int(grown) < HUGE_PAGE_BYTES
 
 

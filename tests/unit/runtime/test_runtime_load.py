@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -222,3 +223,15 @@ def test_threads_are_those_found_best_as_far_as_there_are_cores_or_those_asked_f
 def test_no_threads_at_all_are_refused(classifier: Path) -> None:
     with pytest.raises(SettingsError, match="0 threads"):
         load(classifier, threads=0)
+
+
+def test_memory_moves_to_huge_pages_only_where_asked_and_after_what_was_freed(
+    classifier: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    for name in ("give_back_freed_memory", "use_huge_pages"):
+        monkeypatch.setattr(f"hfaccel.runtime.load.{name}", partial(calls.append, name))
+    load(classifier)
+    assert calls == ["give_back_freed_memory"]
+    load(classifier, huge_pages=True)
+    assert calls[1:] == ["give_back_freed_memory", "use_huge_pages"]
