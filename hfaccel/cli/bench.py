@@ -112,8 +112,13 @@ def bench(
     ] = False,
     plot: Annotated[Path | None, typer.Option(help="Draw the medians into this .png or .svg file.")] = None,
     huge_pages: Annotated[
-        bool, typer.Option("--huge-pages", help="Open the artifact with its weights in pages of 2 MiB (Linux), as load can.")
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--huge-pages/--no-huge-pages",
+            show_default=False,
+            help="Whether to open the artifact with its weights in pages of 2 MiB (Linux); default: as load does.",
+        ),
+    ] = None,
     trust_remote_code: Annotated[bool, typer.Option(help="Let Python code of the checkpoint run in torch.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON, samples included.")] = False,
 ) -> None:

@@ -29,7 +29,7 @@ class BenchRequest:
         seconds: for each thing that is timed.
         plot: picture to draw.
         trust_remote_code: let Python code of the checkpoint run.
-        huge_pages: open the artifact as ``hfaccel.load(folder, huge_pages=True)`` does.
+        huge_pages: as given to :func:`hfaccel.load` for the artifact.
     """
 
     folder: Path
@@ -40,7 +40,7 @@ class BenchRequest:
     seconds: float
     plot: Path | None
     trust_remote_code: bool
-    huge_pages: bool
+    huge_pages: bool | None
 
 
 def load_source(asked: BenchRequest) -> tuple[SourceModel, Any]:
@@ -78,6 +78,7 @@ def bench_context(output: Output, asked: BenchRequest) -> dict[str, Any]:
     return {
         "artifact": str(asked.folder),
         "threads": asked.threads,
+        "huge_pages": asked.huge_pages,
         "host": host_fingerprint(),
         "load_average": load_before,
         "warnings": warnings,

@@ -98,7 +98,8 @@ def run(
     from hfaccel.runtime.load import load  # onnxruntime is slow to import, --help does without
 
     with output.showing_warnings():
-        model = load(folder, threads=threads)
+        # Huge pages make up for their time after some hundred tokens.
+        model = load(folder, threads=threads, huge_pages=None if len(given) > 1 else False)
     drawing = {
         "max_new_tokens": max_new_tokens,
         "temperature": temperature,

@@ -18,6 +18,7 @@ from hfaccel.rewrites.graphs import graph_bytes
 from hfaccel.runtime.cores import physical_cores
 from hfaccel.runtime.engines import open_graph
 from hfaccel.runtime.generation.decoder import Decoder
+from hfaccel.runtime.memory import gains_from_huge_pages, use_huge_pages
 from hfaccel.stages.candidates import FLOAT_PARENT, Candidate, PointTiming
 
 if TYPE_CHECKING:
@@ -203,13 +204,16 @@ def _calls(entrants: Mapping[str, Entrant], ctx: StageContext) -> Iterator[tuple
     }
     if contract.generation is not None and contract.generation.encoder is not None:
         answering = {name: open_encoder_decoder(entrants[name].graph, settings[name], contract.generation) for name in entrants}
+        _move_weights(entrants)
         yield from answering_calls(answering, parse_requests(workload), seed=seed)
         return
     if contract.generation is not None:
         decoders = {name: Decoder(entrants[name].graph, settings[name], contract.generation) for name in entrants}
+        _move_weights(entrants)
         yield from decoding_calls(decoders, parse_requests(workload), seed=seed)
         return
     runners = {name: open_graph(entrants[name].graph, settings[name]) for name in entrants}
+    _move_weights(entrants)
     for point in fit_workload(parse_workload(workload), contract.text.max_length):
         yield (
             str(point),
@@ -222,6 +226,12 @@ def _calls(entrants: Mapping[str, Entrant], ctx: StageContext) -> Iterator[tuple
                 for name, runner in runners.items()
             },
         )
+
+
+def _move_weights(entrants: Mapping[str, Entrant]) -> None:
+    """To where :func:`hfaccel.load` has them."""
+    if any(gains_from_huge_pages(entrant.size_bytes, entrant.session.engine) for entrant in entrants.values()):
+        use_huge_pages()
 
 
 def _threads(entrant: Entrant, ctx: StageContext) -> int:

@@ -112,14 +112,14 @@ def test_the_table_shows_one_kind_of_run_when_asked(compiled):
     assert "fresh process: import" in done.stdout
 
 
-@pytest.mark.parametrize("asked", [False, True])
-def test_the_artifact_is_opened_in_huge_pages_where_asked(compiled, asked, monkeypatch):
+@pytest.mark.parametrize(("options", "moved"), [((), False), (("--huge-pages",), True), (("--no-huge-pages",), False)])
+def test_the_artifact_is_opened_in_huge_pages_as_asked(compiled, options, moved, monkeypatch):
     moves = []
     monkeypatch.setattr("hfaccel.runtime.load.use_huge_pages", lambda: moves.append(1))
-    options = ("--huge-pages",) if asked else ()
-    done = run(compiled, "--against", "", "--workload", "1x8", "--seconds", "0.1", "--graph-only", *options)
+    done = run(compiled, "--against", "", "--workload", "1x8", "--seconds", "0.1", "--graph-only", "--json", *options)
     assert done.exit_code == 0, done.output
-    assert len(moves) == asked
+    assert len(moves) == moved
+    assert json.loads(done.stdout)["huge_pages"] is (moved if options else None)
 
 
 def test_lengths_that_the_model_cannot_read_are_refused(compiled):

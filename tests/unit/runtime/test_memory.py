@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from hfaccel.artifact.contract import Engine
 from hfaccel.runtime import memory
-from hfaccel.runtime.memory import HUGE_PAGE_BYTES, give_back_freed_memory, use_huge_pages
+from hfaccel.runtime.memory import HUGE_PAGE_BYTES, gains_from_huge_pages, give_back_freed_memory, use_huge_pages
 
 SCRIPT = """
 import sys, psutil
@@ -83,6 +85,36 @@ def test_only_memory_that_belongs_to_no_file_moves() -> None:
 """
     starts = [start for start, _ in memory._anonymous_regions(maps)]
     assert starts == [0x56000000, 0x7F0000000000, 0x7F0001000000]
+
+
+def test_once_no_huge_page_is_left_no_more_are_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    class Full:
+        """The C library of a system with two huge pages left, and one place that cannot move."""
+
+        def mincore(self, _place: object, _size: object, states: ctypes.Array[ctypes.c_ubyte]) -> int:
+            ctypes.memset(states, 1, ctypes.sizeof(states))
+            return 0
+
+        def madvise(self, place: ctypes.c_void_p, _size: object, _advice: int) -> int:
+            asked.append(place.value or 0)
+            ctypes.set_errno((errno.EINVAL, 0, 0, errno.ENOMEM)[len(asked) - 1])
+            return -1 if ctypes.get_errno() else 0
+
+    maps = tmp_path / "maps"
+    maps.write_text("7f0000000000-7f0001000000 rw-p 00000000 00:00 0\n")
+    monkeypatch.setattr(memory, "_MAPS", maps)
+    monkeypatch.setattr(memory, "_library", Full)
+    assert use_huge_pages() == 2 * HUGE_PAGE_BYTES
+    assert len(asked) == 4
+
+
+@pytest.mark.parametrize(
+    ("megabytes", "engine", "gains"), [(63, "onnxruntime", False), (64, "onnxruntime", True), (640, "openvino", False)]
+)
+def test_only_large_weights_of_onnxruntime_gain(megabytes: int, engine: Engine, gains: bool) -> None:
+    assert gains_from_huge_pages(megabytes << 20, engine) == gains
 
 
 def test_where_no_region_is_known_nothing_moves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -225,13 +225,38 @@ def test_no_threads_at_all_are_refused(classifier: Path) -> None:
         load(classifier, threads=0)
 
 
-def test_memory_moves_to_huge_pages_only_where_asked_and_after_what_was_freed(
-    classifier: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def moves(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What was done with the memory, in order."""
     calls: list[str] = []
     for name in ("give_back_freed_memory", "use_huge_pages"):
         monkeypatch.setattr(f"hfaccel.runtime.load.{name}", partial(calls.append, name))
-    load(classifier)
-    assert calls == ["give_back_freed_memory"]
-    load(classifier, huge_pages=True)
-    assert calls[1:] == ["give_back_freed_memory", "use_huge_pages"]
+    return calls
+
+
+def with_weights(folder: Path, size_bytes: int) -> Path:
+    """The folder with a sparse file of weights beside its graph."""
+    with (folder / "model.onnx.data").open("wb") as file:
+        file.truncate(size_bytes)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("megabytes", "asked", "moved"), [(1, None, False), (1, True, True), (64, None, True), (64, False, False)]
+)
+def test_large_weights_move_to_huge_pages_unless_asked_otherwise_and_after_what_was_freed(
+    megabytes: int, asked: bool | None, moved: bool, classifier: Path, moves: list[str]
+) -> None:
+    load(with_weights(classifier, megabytes << 20), huge_pages=asked)
+    assert moves == ["give_back_freed_memory", *["use_huge_pages"] * moved]
+
+
+@pytest.mark.parametrize(("texts", "moved"), [(["one answer"], False), (["several", "answers"], True)])
+def test_a_command_that_answers_once_does_not_wait_for_huge_pages(
+    texts: list[str], moved: bool, classifier: Path, moves: list[str]
+) -> None:
+    app = typer.Typer()
+    app.command()(run)
+    done = CliRunner().invoke(app, [str(with_weights(classifier, 64 << 20)), *texts])
+    assert done.exit_code == 0, done.output
+    assert ("use_huge_pages" in moves) == moved
