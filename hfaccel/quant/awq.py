@@ -16,7 +16,7 @@ import numpy as np
 
 from hfaccel.quant.clipping import clipped_to_nearest
 from hfaccel.quant.descent import improved, regularized
-from hfaccel.quant.layers import part_of
+from hfaccel.quant.layers import has_eight_bits
 from hfaccel.quant.moments import grouped, second_moments
 from hfaccel.quant.weight_only import BlockwiseWeight
 from hfaccel.rewrites.graphs import new_initializer
@@ -93,7 +93,7 @@ def scale_by_activations(
     readers: dict[str, list[onnx_ir.Node]] = {}
     for node in model.graph:
         weight = node.inputs[1] if node.name in names else None
-        if weight is not None and part_of(weight.name or "") not in rung.eight_bit and node.inputs[0] is not None:
+        if weight is not None and not has_eight_bits(weight.name or "", rung.eight_bit) and node.inputs[0] is not None:
             readers.setdefault(node.inputs[0].name or "", []).append(node)
     values = {name: nodes[0].inputs[0] for name, nodes in readers.items()}
     sources = {name: source for name, value in values.items() if value is not None and (source := _source_of(value)) is not None}

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 from hfaccel.errors import RecipeError
 from hfaccel.quant.calibration import ActivationStatistics, Feeds, observe
 from hfaccel.quant.eight_bit_scores import round_score_operands, score_operands
-from hfaccel.quant.gptq import has_eight_bits, store_compensated, store_nearest
+from hfaccel.quant.gptq import store_compensated, store_nearest
 from hfaccel.quant.integer_products import store_dynamic, store_static
-from hfaccel.quant.layers import part_of
+from hfaccel.quant.layers import has_eight_bits, part_of, weight_name
 from hfaccel.quant.massive_channels import MassiveChannels, find_massive_channels, split_massive_channels
 from hfaccel.quant.methods import MOMENT_ROUNDINGS, scale_first
 from hfaccel.quant.more_bits import float_weights, write_with_eight_bits
@@ -24,6 +24,7 @@ from hfaccel.quant.quantize_cache import quantize_cache
 from hfaccel.quant.scheme import matmul_sites
 from hfaccel.quant.sensitivity import rank_by_sensitivity
 from hfaccel.quant.smooth import smooth_activations
+from hfaccel.quant.split_head import split_head
 from hfaccel.quant.switches import EightBitTrips, RoundTrips, SwitchedGraph
 from hfaccel.quant.weight_only import BlockwiseTrips, quantize_tables, save_compact, store_in_blocks, write_weight_only
 from hfaccel.recipe.schema import WeightFormat
@@ -152,6 +153,8 @@ def prepare_graph(rung: Rung, graph: Path, calibration: CalibrationData, *, scra
         mask_always(model)
     statistics = dict(calibration.statistics)
     read_norms = _rotate(rung, model, graph) if rung.rotate else ()
+    head_parts = split_head(model) if rung.split_head else {}
+    read_norms = tuple(part for name in read_norms for part in head_parts.get(name, (name,)))
     split: tuple[str, ...] = ()
     feed_forward_inputs = {block.down.inputs[0].name for block in feed_forward_blocks(model) if block.down.inputs[0] is not None}
     massive = _massive(rung, model, graph, calibration, exclude=read_norms, scratch=scratch) if rung.massive_channels else {}
@@ -201,8 +204,7 @@ def _massive(
 
 def _but_head(model: onnx_ir.Model, matmuls: Sequence[str]) -> tuple[str, ...]:
     """The MatMuls that read every token of a prompt; turning the head would store it twice for the last one."""
-    weights = {node.name or "": node.inputs[1] for node in model.graph if node.name in matmuls}
-    return tuple(name for name, weight in weights.items() if weight is not None and part_of(weight.name or "") != "head")
+    return tuple(node.name or "" for node in model.graph if node.name in matmuls and part_of(weight_name(node)) != "head")
 
 
 def switched_graph(rung: Rung, prepared: PreparedGraph, *, weights: WeightFormat, workdir: Path) -> SwitchedGraph:
@@ -327,7 +329,9 @@ def _in_channels(rung: Rung, prepared: PreparedGraph, nodes: Collection[str]) ->
     return [
         node.name or ""
         for node in prepared.model.graph
-        if node.name in nodes and node.name in prepared.in_channels and (rung.weight_only_bits == 8 or has_eight_bits(node, rung))
+        if node.name in nodes
+        and node.name in prepared.in_channels
+        and (rung.weight_only_bits == 8 or has_eight_bits(weight_name(node), rung.eight_bit))
     ]
 
 

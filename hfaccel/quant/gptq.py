@@ -16,7 +16,7 @@ import numpy as np
 
 from hfaccel.quant.channel_weight import LARGEST_PAIR, weight_scales
 from hfaccel.quant.clipping import clipped_grid, symmetric_grid
-from hfaccel.quant.layers import part_of
+from hfaccel.quant.layers import has_eight_bits, weight_name
 from hfaccel.quant.moments import grouped, second_moments
 from hfaccel.quant.per_token import ZERO_LEVEL
 from hfaccel.quant.prompt_graph import in_blocks, round_channels
@@ -171,7 +171,9 @@ def store_compensated(
     """
     if rung.weight_only_bits == 8:
         batches = _some(batches)
-    exact_enough = [node.name or "" for node in model.graph if node.name in names and has_eight_bits(node, rung)]
+    exact_enough = [
+        node.name or "" for node in model.graph if node.name in names and has_eight_bits(weight_name(node), rung.eight_bit)
+    ]
     products = [node for node in model.graph if node.name in names and node.name not in exact_enough]
     store_nearest(rung, model, exact_enough, in_channels, weights)
     reads = {node.name or "": _activation(node) for node in products}
@@ -206,12 +208,6 @@ def _some(batches: Sequence[Feeds]) -> Sequence[Feeds]:
     """The first batches: what 8 bits lose is so little that more text tells nothing new."""
     ends = np.cumsum([int(feeds["attention_mask"].sum()) for feeds in batches])
     return batches[: 1 + int(np.searchsorted(ends, _TOKENS_FOR_EIGHT_BITS))]
-
-
-def has_eight_bits(node: onnx_ir.Node, rung: Rung) -> bool:
-    """Whether a MatMul belongs to a part that has 8 bits in a rung, whatever the others have."""
-    weight = node.inputs[1]
-    return weight is not None and part_of(weight.name or "") in rung.eight_bit
 
 
 def _activation(node: onnx_ir.Node) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -36,7 +36,10 @@ _ROLES = (
 )
 
 
-_HEAD = re.compile(r"lm_head|embed_out|_untied(_rotated)?$")
+RARE_TOKENS = "_rare_tokens"
+HEAD_PARTS = ("_first_tokens", RARE_TOKENS, "_last_tokens")
+"""Suffixes of a head in parts, of products and of weights, see :mod:`hfaccel.quant.split_head`."""
+_HEAD = re.compile(rf"lm_head|embed_out|_untied(_rotated)?({'|'.join(HEAD_PARTS)})?$")
 _PARTS: Mapping[str, Part] = {
     "query": "attention",
     "key": "attention",
@@ -93,6 +96,17 @@ def matmul_places(model: onnx_ir.Model, digests: Mapping[str, str]) -> tuple[Mat
 def part_of(parameter: str) -> Part | None:
     """Which part of a decoder a parameter belongs to, by its name."""
     return _place("", parameter).part
+
+
+def weight_name(matmul: onnx_ir.Node) -> str:
+    """Name of the constant that a product multiplies by, which may be its parameter's."""
+    weight = matmul.inputs[1]
+    return "" if weight is None else weight.name or ""
+
+
+def has_eight_bits(parameter: str, parts: Collection[Part]) -> bool:
+    """Whether a parameter is of one of the parts that have 8 bits whatever the others have; of a head in parts, not the rare tokens."""
+    return part_of(parameter) in parts and not parameter.endswith(RARE_TOKENS)
 
 
 def _place(node: str, parameter: str) -> MatMulPlace:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hfaccel.quant.hqq import half_quadratic
-from hfaccel.quant.layers import part_of
+from hfaccel.quant.layers import has_eight_bits
 from hfaccel.quant.scheme import EXTERNAL_DATA_FROM_BYTES, embedding_lookups
 from hfaccel.rewrites.drop_unused import drop_unused
 from hfaccel.rewrites.graphs import DOMAIN, GRAPH_NAME, new_initializer, save_graph, shared_initializer
@@ -205,7 +205,7 @@ def _to_blocks(
     weight = node.inputs[1]
     assert weight is not None and weight.const_value is not None and weight.name is not None  # matmul_sites names only such
     inputs, outputs = weight.const_value.shape.numpy()
-    if part_of(weight.name) in rung.eight_bit:
+    if has_eight_bits(weight.name, rung.eight_bit):
         rung, rounding = rung.model_copy(update=EIGHT_BITS), None
     if weight.name not in stored:
         exact = weight.const_value.numpy()

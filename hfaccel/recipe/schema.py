@@ -120,6 +120,8 @@ class Rung(Section):
             points.
         eight_bit: weight-only of decoders: parts whose weights have 8 bits whatever the others have, and are rounded to the nearest:
             the head, attention, or the second product of feed-forward blocks.
+        split_head: weight-only of decoders: the rows of the head for rare tokens, which tokenizers number last but for those added by hand, are a
+            product of their own, that ``eight_bit: [head]`` does not mean.
         eight_bit_matmuls: weight-only of 4 bit: names of MatMuls that have 8 bits beside those parts, as the search found them for this
             very checkpoint.
         rotate: weight-only of decoders: turn the residual stream first (exact in float), so that no channel of it stands out; auto does
@@ -161,6 +163,7 @@ class Rung(Section):
     symmetric: bool = True
     method: Literal["rtn", "k-quant", "hqq", "gptq", "quant-ease", "awq", "awq-quant-ease", "auto-round"] = "rtn"
     eight_bit: tuple[Part, ...] = ()
+    split_head: bool = False
     eight_bit_matmuls: tuple[str, ...] = ()
     rotate: bool | Literal["auto"] = False
     prompt_graph: bool = False
@@ -263,8 +266,8 @@ class Rung(Section):
             found.append(("calibration", "the scheme weight-only takes activations as they come and calibrates no ranges"))
         if self.method not in ("rtn", "gptq") and self.symmetric:
             found.append(("method", f"{self.method} gives each block a zero point: symmetric must be false"))
-        if self.eight_bit_matmuls and self.weight_only_bits == 8:
-            found.append(("eight_bit_matmuls", "every MatMul has 8 bits"))
+        if self.weight_only_bits == 8:
+            found += [(name, "every MatMul has 8 bits") for name in self._changed(frozenset({"eight_bit_matmuls", "split_head"}))]
         if self.prompt_graph and self.weight_only_bits == 8 and not self.symmetric:
             found.append(("prompt_graph", "weights of 8 bits serve both graphs, and must have no zero points"))
         return found
@@ -285,6 +288,7 @@ _WEIGHT_ONLY_FIELDS = frozenset(
         "eight_bit",
         "eight_bit_matmuls",
         "rotate",
+        "split_head",
         "prompt_graph",
         "massive_channels",
     }

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from hfaccel.quant.layers import MatMulPlace, matmul_places
+from hfaccel.quant.layers import HEAD_PARTS, MatMulPlace, matmul_places
 from hfaccel.rewrites.graphs import load_graph
 from hfaccel.rewrites.pack_projections import PACKED_SUFFIX
 from hfaccel.stages.candidates import Candidate, MatMulPrecision
@@ -35,17 +35,20 @@ def precision_map(chosen: Candidate, path: Path, ctx: StageContext) -> tuple[Mat
     rung, graphs = rung_as_found(chosen, ctx.recipe.quantize.ladder), float_graphs(ctx)
     scope = rung.graph if rung is not None and rung.graph in graphs else "optimized"
     lowered: Precision = chosen.precision if chosen.precision in ("int8", "int4") else rest
-    in_eight_bits = {
-        node.name for node in load_graph(path).graph if node.op_type == "MatMulNBits" and node.attributes.get_int("bits", 4) == 8
-    }
+    bits = {node.name: node.attributes.get_int("bits", 4) for node in load_graph(path).graph if node.op_type == "MatMulNBits"}
 
-    def precision(place: MatMulPlace) -> Precision:
-        if place.name in kept:
+    def parts(place: MatMulPlace) -> list[str]:
+        return [name for name in (place.name + suffix for suffix in HEAD_PARTS) if name in bits] or [place.name]
+
+    def precision(name: str) -> Precision:
+        if name in kept:
             return rest
-        return "int8" if place.name in in_eight_bits else lowered
+        return "int8" if bits.get(name) == 8 else lowered
 
     return tuple(
-        MatMulPrecision(place.name, place.layer, place.role, precision(place)) for place in places_of(graphs[scope], ctx)
+        MatMulPrecision(name, place.layer, place.role, precision(name))
+        for place in places_of(graphs[scope], ctx)
+        for name in parts(place)
     )
 
 
