@@ -95,7 +95,17 @@ def bench_decoder_ladder(
         source, module = load_source(asked)
         python = python_encoder(source, asked.folder, model)
         steps = DecoderWay(
-            asked.folder, model, asked.manifest, module.hf_model, stages, request, asked.threads, python, prompts, together
+            asked.folder,
+            model,
+            asked.manifest,
+            module.hf_model,
+            stages,
+            request,
+            asked.threads,
+            _huge_pages(asked),
+            python,
+            prompts,
+            together,
         )
         way = decoder_way(steps)
         _say_timing(output, str(request), len(way.rungs))
@@ -148,7 +158,11 @@ def bench_encoder_ladder(
         source, module = load_source(asked)
         python = python_tokenizer(source, asked.folder, model.contract, texts)
         runner = TorchRunner(module)
-        way = encoder_way(EncoderWay(asked.folder, model, asked.manifest, runner, stages, texts, batch, asked.threads, python))
+        way = encoder_way(
+            EncoderWay(
+                asked.folder, model, asked.manifest, runner, stages, texts, batch, asked.threads, _huge_pages(asked), python
+            )
+        )
         _say_timing(output, f"{len(texts)} texts", len(way.rungs))
         rows = run_ladder(way.rungs, amount=len(texts), watch=Stopwatch(asked.seconds), unit="texts")
     what = f"one stream: {len(texts)} texts in batches of {batch} in given order, text in, answers out"
@@ -164,6 +178,15 @@ def _open(asked: BenchRequest) -> Model:
     if not isinstance(model, Model):
         raise IntegrityError("the manifest's task does not fit its model", where=str(asked.folder), hint="compile it again")
     return model
+
+
+def _huge_pages(asked: BenchRequest) -> bool:
+    from hfaccel.artifact.contract import SessionSettings
+    from hfaccel.runtime.load import opens_in_huge_pages
+
+    if asked.huge_pages is not None:
+        return asked.huge_pages
+    return opens_in_huge_pages(asked.folder, SessionSettings.from_json(asked.manifest.get("session", {})))
 
 
 def _read_texts(model: Model, stream: Path | None) -> tuple[Text, ...]:

@@ -19,6 +19,8 @@ Unit = Literal["tokens", "texts"]
 
 RUST_TOKENIZER = "Rust tokenizer in place of Python"
 """A step of both ways, where transformers has a tokenizer in Python to begin with."""
+HUGE_PAGES_NOTE = "its weights lie in pages of 2 MiB"
+"""Of the artifact's session, where that makes it another one than that of the step before."""
 
 
 def columns(unit: Unit) -> tuple[str, ...]:

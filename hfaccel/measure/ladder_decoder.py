@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from hfaccel.artifact.contract import SessionSettings
 from hfaccel.measure.cached_stages import graph_steps
 from hfaccel.measure.decoding import Request
-from hfaccel.measure.ladder import RUST_TOKENIZER, LeftOut, Rung, Share, Way, interpolation_weights
+from hfaccel.measure.ladder import HUGE_PAGES_NOTE, RUST_TOKENIZER, LeftOut, Rung, Share, Way, interpolation_weights
 from hfaccel.measure.workload import Point, make_texts
 from hfaccel.runtime.generation.decoder import Decoder
 from hfaccel.runtime.generation.model import GenerationModel
@@ -37,6 +37,7 @@ class DecoderWay:
         stages: float graphs by stage, at least that of the export.
         request: tokens of the prompt, about, and new ones.
         threads: that every step may use.
+        huge_pages: whether the weights of ``model`` lie in such pages, where those of the other steps do not.
         python: ids of a text as a tokenizer in Python gives them, or why there is none, in one line.
         prompts: texts that people wrote, each of about as many tokens as the request; none: everyday words stand in, and the step
             that guesses tokens is left out.
@@ -50,6 +51,7 @@ class DecoderWay:
     stages: Mapping[str, Artifact]
     request: Request
     threads: int
+    huge_pages: bool
     python: Callable[[str], list[int]] | str
     prompts: Sequence[str] = ()
     together: int = 1
@@ -177,12 +179,14 @@ def _session_rung(what: str, graph: Path, settings: SessionSettings, way: Decode
 
 
 def _tuned(way: DecoderWay, text: str, before: Rung) -> Rung:
-    """The artifact as it is; timed anew only if its session differs from the defaults."""
+    """The artifact as it is; timed anew only if its session or its memory differs from the step before."""
     what = "tuned session: the artifact as it is"
     session = SessionSettings.from_json(way.manifest.get("session", {}))
-    if session.intra_op_num_threads in (0, way.threads) and replace(session, intra_op_num_threads=0) == SessionSettings():
+    alike = session.intra_op_num_threads in (0, way.threads) and replace(session, intra_op_num_threads=0) == SessionSettings()
+    if alike and not way.huge_pages:
         return Rung(what, before.shares, "its session has the default settings, so this is the run of the step before")
-    return Rung(what, (Share(what, _answer(way.model.decoder, way, text)),))
+    note = HUGE_PAGES_NOTE if way.huge_pages else ""
+    return Rung(what, (Share(what, _answer(way.model.decoder, way, text)),), note)
 
 
 def _together(way: DecoderWay, texts: Sequence[str]) -> Rung:

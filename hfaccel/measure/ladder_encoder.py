@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from hfaccel.artifact.contract import SessionSettings, Task
 from hfaccel.measure.cached_stages import graph_steps
 from hfaccel.measure.contenders import GivenOrder, complete
-from hfaccel.measure.ladder import RUST_TOKENIZER, LeftOut, Rung, Share, Way
+from hfaccel.measure.ladder import HUGE_PAGES_NOTE, RUST_TOKENIZER, LeftOut, Rung, Share, Way
 from hfaccel.measure.peers.texts import spread
 from hfaccel.measure.python_tokenizer import PythonTokenizer
 from hfaccel.runtime.engines import engine_available
@@ -47,6 +47,7 @@ class EncoderWay:
         texts: the stream, in the order they come.
         batch: texts of a batch.
         threads: that every step may use.
+        huge_pages: whether the weights of ``model`` lie in such pages, where those of the other steps do not.
         python: the tokenizer in Python, or why there is none, in one line.
     """
 
@@ -58,6 +59,7 @@ class EncoderWay:
     texts: tuple[Text, ...]
     batch: int
     threads: int
+    huge_pages: bool
     python: PythonTokenizer | str
 
     @property
@@ -159,13 +161,15 @@ def _in_order(
 
 
 def _tuned(way: EncoderWay, tokenizer: TextTokenizer, before: Rung) -> Rung:
-    """The artifact's own session; timed anew only if it differs from the defaults."""
+    """The artifact's own session; timed anew only if it or its memory differs from the step before."""
     session = SessionSettings.from_json(way.manifest.get("session", {}))
-    if session.intra_op_num_threads in (0, way.threads) and replace(session, intra_op_num_threads=0) == SessionSettings():
+    alike = session.intra_op_num_threads in (0, way.threads) and replace(session, intra_op_num_threads=0) == SessionSettings()
+    if alike and not way.huge_pages:
         note = "its session has the default settings, so this is the run of the step before"
         return Rung("tuned session", before.shares, note)
     what = f"tuned session, {session.engine}"
-    note = "" if engine_available(session.engine) else f"{session.engine} is not installed: onnxruntime runs it"
+    note = HUGE_PAGES_NOTE if way.huge_pages else ""
+    note = note if engine_available(session.engine) else f"{session.engine} is not installed: onnxruntime runs it"
     return _whole(way, way.model.runner, what, tokenizer, note)
 
 

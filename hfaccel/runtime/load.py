@@ -65,9 +65,15 @@ def load(folder: str | Path, *, threads: int | None = None, huge_pages: bool | N
         settings = with_installed_engine(settings)
     model = _open(place, graph, contract, settings)
     give_back_freed_memory()
-    if huge_pages if huge_pages is not None else gains_from_huge_pages(_weights_bytes(place), settings.engine):
+    if opens_in_huge_pages(place, settings) if huge_pages is None else huge_pages:
         use_huge_pages()
     return model
+
+
+def opens_in_huge_pages(folder: Path, settings: SessionSettings) -> bool:
+    """Whether :func:`load` moves the weights of a folder where nobody says what to do."""
+    size_bytes = sum(file.stat().st_size for file in folder.iterdir() if file.name.endswith(_GRAPH_FILES))
+    return gains_from_huge_pages(size_bytes, settings.engine)
 
 
 def _open(place: Path, graph: str, contract: Contract, settings: SessionSettings) -> AnyModel:
@@ -78,11 +84,6 @@ def _open(place: Path, graph: str, contract: Contract, settings: SessionSettings
         return GenerationModel(Decoder(place / graph, settings, contract.generation), place, contract)
     tokenizer = TextTokenizer(place / "tokenizer.json", contract.text)
     return Model(open_graph(place / graph, settings), tokenizer, contract)
-
-
-def _weights_bytes(folder: Path) -> int:
-    """Of all graphs of the folder, which may share files."""
-    return sum(file.stat().st_size for file in folder.iterdir() if file.name.endswith(_GRAPH_FILES))
 
 
 def _with_threads(settings: SessionSettings, wanted: int | None) -> SessionSettings:

@@ -324,7 +324,7 @@ def test_a_batch_that_stands_for_others_counts_by_their_tokens(compiled):
     recorder = Recorder(model.runner)
     manifest = json.loads((compiled / "manifest.json").read_text(encoding="utf-8"))
     graph = Artifact(compiled, "model.onnx", "fp32", model.contract, ())
-    way = EncoderWay(compiled, model, manifest, recorder, {"export": graph}, tuple(TEXTS), 2, 1, "none")
+    way = EncoderWay(compiled, model, manifest, recorder, {"export": graph}, tuple(TEXTS), 2, 1, False, "none")
     padded, dynamic = encoder_way(way).rungs[:2]
     for rung in (padded, dynamic):
         recorder.shapes.clear()

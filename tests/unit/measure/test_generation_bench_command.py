@@ -208,6 +208,13 @@ def test_the_ladder_has_its_steps_in_order(compiled, new):
     assert "divided by 3" in rows[-1]["note"]
 
 
+def test_weights_in_huge_pages_are_a_step_of_the_ladder(compiled):
+    done = run(compiled, "--ladder", "--workload", "8+3", "--seconds", "0.1", "--huge-pages", "--json")
+    assert done.exit_code == 0, done.output
+    tuned = json.loads(done.stdout)["ladder"][-2]
+    assert (tuned["what"], tuned["note"]) == ("tuned session: the artifact as it is", "its weights lie in pages of 2 MiB")
+
+
 @pytest.fixture
 def texts(tmp_path):
     """Tokens are bytes here: two of the lines are needed for a prompt of 40."""
