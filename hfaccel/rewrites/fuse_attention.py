@@ -3,6 +3,8 @@
     Reshape, Transpose (query, key, value) -> MatMul -> Add(mask) -> Softmax -> MatMul -> Transpose -> Reshape
     If(every token counts): MultiHeadAttention(query, key, value), else: MultiHeadAttention(query, key, value, mask)
 
+A bias of positions, that is added to the scores beside the mask (MPNet), goes into both.
+
 Without a mask onnxruntime computes block by block and never writes down the scores (FlashAttention, Dao et al., arXiv:2205.14135); with one
 it adds the mask where it multiplies. A text alone, or texts of one length, have nothing to mask. What computed the mask from the
 ``attention_mask`` goes as well: two dozen small operators. Whether it masks padding and nothing else is found out by running it.
@@ -23,6 +25,8 @@ from hfaccel.rewrites.graphs import DOMAIN, new_initializer, only_reader_of, pro
 from hfaccel.rewrites.probe import ancestors, reads_more_than_shapes, run_part
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import onnx_ir
 
 ATTENTION = "MultiHeadAttention"
@@ -42,13 +46,13 @@ class _Attention:
 
     Attributes:
         parts: query, key and value [batch, sequence, heads x size].
-        mask: that is added to the scores.
+        added: to the scores: a mask, and a bias [1, heads, sequence, sequence] where there is one.
         heads: how many.
         end: gives [batch, sequence, heads x size].
     """
 
     parts: tuple[onnx_ir.Value, ...]
-    mask: onnx_ir.Value
+    added: tuple[onnx_ir.Value, ...]
     heads: int
     end: onnx_ir.Node
 
@@ -59,38 +63,63 @@ def fuse_attention(model: onnx_ir.Model) -> int:
     found = [item for node in model.graph if node.op_type == "Softmax" and (item := _attention(node)) is not None]
     if mask is None:
         return 0
-    of_padding = {added: _masks_padding_only(model, added, mask) for added in {item.mask for item in found}}
-    attentions = [item for item in found if of_padding[item.mask]]
+    of_padding = {added: _masks_padding_only(model, added, mask) for added in {added for item in found for added in item.added}}
+    attentions = [(item, bias) for item in found if (bias := _biases(item, of_padding)) is not None]
     if attentions:
         padding, complete = _conditions(model, mask)
-        for attention in attentions:
-            _fuse(model, attention, padding, complete)
+        for attention, bias in attentions:
+            _fuse(model, attention, bias, padding, complete)
         model.graph.opset_imports[DOMAIN] = 1
         drop_unused(model)
     return len(attentions)
 
 
+def _biases(attention: _Attention, of_padding: Mapping[onnx_ir.Value, bool]) -> tuple[onnx_ir.Value, ...] | None:
+    """What is added beside one mask of the padding, at most one bias of the operator's shape; None if it is anything else."""
+    others = tuple(value for value in attention.added if not of_padding[value])
+    if len(attention.added) - len(others) != 1 or len(others) > 1:
+        return None
+    biases = tuple(_of_one_text(value) for value in others)
+    fit = all(bias.shape is not None and list(bias.shape[:2]) == [1, attention.heads] and len(bias.shape) == 4 for bias in biases)
+    return biases if fit else None
+
+
+def _of_one_text(value: onnx_ir.Value) -> onnx_ir.Value:
+    """What is repeated for every text of a batch, or the value itself."""
+    repeated = producer_of(value, "Expand")
+    source = repeated.inputs[0] if repeated is not None else None
+    return value if source is None else source
+
+
 def _attention(softmax: onnx_ir.Node) -> _Attention | None:
     """What is around a Softmax, if it is an attention with a mask and without a scale of its own."""
-    add = producer_of(softmax.inputs[0], "Add")
-    if add is None or softmax.attributes.get_int("axis", -1) != -1:
+    scores, added, sums = _sum(softmax.inputs[0])
+    if scores is None or softmax.attributes.get_int("axis", -1) != -1:
         return None
-    scores, mask = next(
-        ((node, other) for side, other in (add.inputs, add.inputs[::-1]) if (node := producer_of(side, "MatMul")) is not None),
-        (None, None),
-    )
     mix = only_reader_of(softmax, "MatMul")
     last = only_reader_of(mix, "Transpose")
     end = only_reader_of(last, "Reshape")
-    if scores is None or mask is None or mix is None or last is None or end is None or _axes(last) != PART_AXES:
+    if mix is None or last is None or end is None or _axes(last) != PART_AXES:
         return None
-    if any(len(tuple(node.outputs[0].uses())) != 1 for node in (scores, add)):
+    if any(len(tuple(node.outputs[0].uses())) != 1 for node in (scores, *sums)):
         return None  # others look at the scores too
     factors = ((scores.inputs[0], PART_AXES), (scores.inputs[1], KEY_AXES), (mix.inputs[1], PART_AXES))
     split = [part for value, axes in factors if (part := _split(value, axes)) is not None]
     if len(split) != len(factors) or len({heads for _, heads in split}) != 1:
         return None
-    return _Attention(tuple(part for part, _ in split), mask, split[0][1], end)
+    return _Attention(tuple(part for part, _ in split), added, split[0][1], end)
+
+
+def _sum(
+    value: onnx_ir.Value | None,
+) -> tuple[onnx_ir.Node | None, tuple[onnx_ir.Value, ...], tuple[onnx_ir.Node, ...]]:
+    """The product at the bottom of some additions, what is added to it, and the additions; no product where there is none."""
+    product, add = producer_of(value, "MatMul"), producer_of(value, "Add")
+    for below, other in () if add is None else (add.inputs, add.inputs[::-1]):
+        scores, added, sums = _sum(below)
+        if add is not None and scores is not None and other is not None:
+            return scores, (*added, other), (*sums, add)
+    return product, (), ()
 
 
 def _split(value: onnx_ir.Value | None, axes: tuple[int, ...]) -> tuple[onnx_ir.Value, int] | None:
@@ -109,7 +138,13 @@ def _split(value: onnx_ir.Value | None, axes: tuple[int, ...]) -> tuple[onnx_ir.
     return source, heads
 
 
-def _fuse(model: onnx_ir.Model, attention: _Attention, padding: onnx_ir.Value, complete: onnx_ir.Value) -> None:
+def _fuse(
+    model: onnx_ir.Model,
+    attention: _Attention,
+    bias: tuple[onnx_ir.Value, ...],
+    padding: onnx_ir.Value,
+    complete: onnx_ir.Value,
+) -> None:
     import onnx_ir
 
     end, name = attention.end, attention.end.name or ""
@@ -123,8 +158,8 @@ def _fuse(model: onnx_ir.Model, attention: _Attention, padding: onnx_ir.Value, c
         return onnx_ir.Graph([], [result], nodes=[node], name=f"{name}_{what}_graph")
 
     branches = [
-        onnx_ir.AttrGraph("then_branch", branch("complete")),
-        onnx_ir.AttrGraph("else_branch", branch("padded", None, padding)),
+        onnx_ir.AttrGraph("then_branch", branch("complete", *((None, None, *bias) if bias else ()))),
+        onnx_ir.AttrGraph("else_branch", branch("padded", None, padding, *bias)),
     ]
     made = onnx_ir.Node("", "If", [complete], branches, name=f"{name}_attention")
     result = made.outputs[0]

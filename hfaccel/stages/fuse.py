@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from hfaccel.recipe.schema import Recipe
 
 NAME: StageName = "fuse"
-REVISION = 5
+REVISION = 6
 LIBRARIES = ("transformers", "onnx", "onnx-ir", "onnxscript")
 
 

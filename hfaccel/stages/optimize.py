@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from hfaccel.recipe.schema import OptimizeSection, Recipe
 
 NAME: StageName = "optimize"
-REVISION = 5
+REVISION = 6
 LIBRARIES = ("onnx", "onnx-ir", "onnxscript")
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hfaccel.rewrites.drop_empty_row_guard import drop_empty_row_guard
 from hfaccel.rewrites.drop_unused import drop_unused
 from hfaccel.rewrites.fold_attention_scale import fold_attention_scale
-from hfaccel.rewrites.graphs import load_graph, operator_counts, save_graph
+from hfaccel.rewrites.graphs import load_graph, new_initializer, operator_counts, save_graph
 from hfaccel.rewrites.merge_transposes import merge_transposes
 from hfaccel.rewrites.pack_projections import PACKED_SUFFIX, pack_projections
 from hfaccel.runtime.session import GraphSession
@@ -174,6 +174,52 @@ def test_a_projection_with_another_reader_keeps_its_weights(attention: Path, tmp
     model.graph.append(other)
     model.graph.outputs.append(other.outputs[0])
     assert fold_attention_scale(model) == expected - 1
+
+
+def scores_graph(operator: str, *, number_first: bool = False, read_twice: bool = False) -> onnx_ir.Model:
+    """Query and key of x [batch, 3, 4], their product, and what scales it by a number."""
+    numbers = np.random.default_rng(4)
+    x = onnx_ir.val("x", FLOAT, ["batch", 3, 4])
+    graph = onnx_ir.Graph([x], [], nodes=[], opset_imports={"": 20}, name="scores")
+    model = onnx_ir.Model(graph, ir_version=10)
+
+    def constant(name: str, *shape: int) -> onnx_ir.Value:
+        return new_initializer(model, name, numbers.normal(size=shape).astype(np.float32))
+
+    query = onnx_ir.node("MatMul", [x, constant("Wq", 4, 4)], name="query")
+    biased = onnx_ir.node("Add", [query.outputs[0], constant("bq", 4)], name="biased")
+    key = onnx_ir.node("MatMul", [x, constant("Wk", 4, 4)], name="key")
+    turned = onnx_ir.node("Transpose", key.outputs, {"perm": [0, 2, 1]}, name="turned")
+    scores = onnx_ir.node("MatMul", [biased.outputs[0], turned.outputs[0]], name="scores")
+    number = new_initializer(model, "number", np.array(8, dtype=np.float32))
+    sides = [number, scores.outputs[0]] if number_first else [scores.outputs[0], number]
+    scaled = onnx_ir.node(operator, sides, name="scaled")
+    last = onnx_ir.node("Add", [scaled.outputs[0], scores.outputs[0]] if read_twice else [scaled.outputs[0], number], name="last")
+    graph.extend([query, biased, key, turned, scores, scaled, last])
+    last.outputs[0].name, last.outputs[0].type = "result", onnx_ir.TensorType(FLOAT)
+    last.outputs[0].shape = onnx_ir.Shape(["batch", 3, 3])
+    graph.outputs.append(last.outputs[0])
+    return model
+
+
+@pytest.mark.parametrize(("operator", "number_first"), [("Div", False), ("Mul", False), ("Mul", True)])
+def test_the_scale_of_scores_goes_into_the_query(operator: str, number_first: bool, tmp_path: Path) -> None:
+    model = scores_graph(operator, number_first=number_first)
+    feeds = {"x": np.random.default_rng(5).normal(size=(2, 3, 4)).astype(np.float32)}
+
+    def result(folder: Path) -> np.ndarray:
+        folder.mkdir()
+        return GraphSession(save_graph(model, folder)).run(feeds)["result"]
+
+    before = result(tmp_path / "before")
+    assert fold_attention_scale(model) == 1
+    assert operator not in operator_counts(model)
+    np.testing.assert_allclose(result(tmp_path / "after"), before, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("model", [scores_graph("Div", number_first=True), scores_graph("Div", read_twice=True)])
+def test_a_number_that_is_divided_and_scores_that_others_read_stay(model: onnx_ir.Model) -> None:
+    assert fold_attention_scale(model) == 0
 
 
 def test_projections_of_different_values_are_not_packed(attention: Path) -> None:

@@ -24,6 +24,7 @@ from hfaccel.rewrites.unpack_projections import unpack_projections
 from hfaccel.runtime.openvino_session import OpenVinoSession
 from hfaccel.runtime.session import GraphSession
 
+FUSED = ["bert", "distilbert", "xlm-roberta", "albert", "mpnet"]
 NOTHING = ("fuse.enabled=false", "quantize.enabled=false")
 
 
@@ -66,7 +67,7 @@ MASKS = {
 }
 
 
-@pytest.mark.parametrize("model_type", ["bert", "distilbert", "xlm-roberta", "albert"])
+@pytest.mark.parametrize("model_type", FUSED)
 def test_answers_stay_what_they_were(model_type: str, optimized: Callable[[str], Path], tmp_path: Path) -> None:
     before = optimized(model_type)
     after, count = fused(before, tmp_path / "fused")
@@ -81,7 +82,7 @@ def test_answers_stay_what_they_were(model_type: str, optimized: Callable[[str],
             np.testing.assert_allclose(found[name][there], values[there], atol=1e-5, err_msg=f"{what}: {name}")
 
 
-@pytest.mark.parametrize("model_type", ["bert", "distilbert", "xlm-roberta", "albert"])
+@pytest.mark.parametrize("model_type", FUSED)
 def test_an_engine_that_cannot_choose_reads_the_mask_always(
     model_type: str, optimized: Callable[[str], Path], tmp_path: Path
 ) -> None:
@@ -119,7 +120,7 @@ def masked(graph: Path, folder: Path, *rewrites: Callable[[onnx_ir.Model], int])
     return save_graph(model, folder), changes
 
 
-@pytest.mark.parametrize("model_type", ["bert", "distilbert", "xlm-roberta", "albert"])
+@pytest.mark.parametrize("model_type", FUSED)
 def test_attention_can_be_written_in_standard_operators(
     model_type: str, optimized: Callable[[str], Path], tmp_path: Path
 ) -> None:
@@ -131,7 +132,7 @@ def test_attention_can_be_written_in_standard_operators(
     same_answers(graph, plain, within=1e-5)
 
 
-@pytest.mark.parametrize("model_type", ["bert", "distilbert", "xlm-roberta", "albert"])
+@pytest.mark.parametrize("model_type", FUSED)
 def test_projections_can_be_unpacked_again(model_type: str, optimized: Callable[[str], Path], tmp_path: Path) -> None:
     graph, _ = fused(optimized(model_type), tmp_path / "fused")
     apart, changes = masked(graph, tmp_path / "apart", unpack_projections, unpack_projections)
@@ -153,7 +154,7 @@ def test_a_part_that_others_read_whole_stays_packed(optimized: Callable[[str], P
     assert unpack_projections(model) == len(splits) - 1
 
 
-@pytest.mark.parametrize("model_type", ["bert", "distilbert", "xlm-roberta", "albert"])
+@pytest.mark.parametrize("model_type", FUSED)
 def test_scores_of_eight_bits_are_products_of_eight_bits_and_stay_near(
     model_type: str, optimized: Callable[[str], Path], tmp_path: Path
 ) -> None:
@@ -213,12 +214,62 @@ def test_a_packed_product_in_float_is_unpacked_as_well(optimized: Callable[[str]
     assert "Split" not in operator_counts(model)
 
 
-@pytest.mark.parametrize("model_type", ["modernbert", "mpnet", "deberta-v2"])
+@pytest.mark.parametrize("model_type", ["modernbert", "deberta-v2"])
 def test_attention_of_another_kind_is_left_alone(model_type: str, optimized: Callable[[str], Path], tmp_path: Path) -> None:
     before = optimized(model_type)
     after, count = fused(before, tmp_path / "fused")
     assert count == 0
     assert operator_counts(load_graph(after)) == operator_counts(load_graph(before))
+
+
+def biases_of(model: onnx_ir.Model) -> list[tuple[onnx_ir.Node, onnx_ir.Value]]:
+    """Of MPNet the addition of each layer that adds the bias of positions to the scores, and the bias."""
+    found = []
+    for node in model.graph:
+        sides = [value for value in node.inputs if value is not None] if node.op_type == "Add" else []
+        producers = [value.producer() for value in sides]
+        if any(producer is not None and producer.op_type == "Expand" for producer in producers):
+            place = next(
+                index for index, producer in enumerate(producers) if producer is not None and producer.op_type == "Expand"
+            )
+            found.append((node, sides[place]))
+    return found
+
+
+def test_a_bias_of_positions_is_one_for_all_texts(optimized: Callable[[str], Path], tmp_path: Path) -> None:
+    graph, count = fused(optimized("mpnet"), tmp_path / "fused")
+    model = load_graph(graph)
+    attentions = [node for node in model.graph.all_nodes() if node.op_type == "MultiHeadAttention"]
+    biases = {node.inputs[-1] for node in attentions}
+    assert len(attentions) == 2 * count
+    assert all(len(node.inputs) == 6 for node in attentions)
+    assert [list(bias.shape[:2]) for bias in biases if bias is not None and bias.shape is not None] == [[1, 4]]
+    assert all(bias is not None and bias.producer().op_type != "Expand" for bias in biases)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("change", ["two biases", "a bias of each text", "no mask"])
+def test_what_the_operator_cannot_add_is_left_alone(change: str, optimized: Callable[[str], Path]) -> None:
+    model = load_graph(optimized("mpnet"))
+    found = biases_of(model)
+    assert len(found) == 2
+    for number, (add, bias) in enumerate(found):
+        repeated = bias.producer()
+        assert repeated is not None
+        if change == "two biases":
+            more = onnx_ir.node("Add", [add.outputs[0], bias], name=f"more_{number}")
+            reader = add.outputs[0].consumers()[0]
+            model.graph.insert_after(add, more)
+            reader.replace_input_with(list(reader.inputs).index(add.outputs[0]), more.outputs[0])
+        elif change == "a bias of each text":
+            own = onnx_ir.node("Neg", [bias], name=f"own_{number}")
+            own.outputs[0].shape = onnx_ir.Shape(["batch", *list(bias.shape or [])[1:]])
+            model.graph.insert_before(add, own)
+            add.replace_input_with(list(add.inputs).index(bias), own.outputs[0])
+        else:
+            summed = add.outputs[0].consumers()[0]
+            reader = summed.outputs[0].consumers()[0]
+            reader.replace_input_with(0, add.outputs[0])
+    assert fuse_attention(model) == 0
 
 
 def test_a_mask_of_another_kind_is_left_alone(optimized: Callable[[str], Path], tmp_path: Path) -> None:
@@ -264,7 +315,7 @@ def test_a_fused_graph_is_quantized_and_searched_as_any_other(
 
 
 @pytest.mark.parametrize("maker", ["If", "MultiHeadAttention"])
-@pytest.mark.parametrize("model_type", ["bert", "distilbert", "xlm-roberta", "albert"])
+@pytest.mark.parametrize("model_type", FUSED)
 def test_what_attention_gives_is_smoothed_in_the_weights_of_its_values(
     model_type: str, maker: str, optimized: Callable[[str], Path], tmp_path: Path
 ) -> None:
