@@ -27,7 +27,7 @@ from hfaccel.quant.smooth import smooth_activations
 from hfaccel.quant.split_head import split_head
 from hfaccel.quant.switches import EightBitTrips, RoundTrips, SwitchedGraph
 from hfaccel.quant.weight_only import BlockwiseTrips, quantize_tables, save_compact, store_in_blocks, write_weight_only
-from hfaccel.recipe.schema import WeightFormat
+from hfaccel.recipe.weight_format import WeightFormat
 from hfaccel.rewrites.drop_unused import drop_unused
 from hfaccel.rewrites.graphs import load_graph
 from hfaccel.rewrites.mask_always import mask_always

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hfaccel.recipe.schema import WeightFormat
+from hfaccel.recipe.weight_format import WeightFormat
 from hfaccel.rewrites.graphs import new_initializer
 
 if TYPE_CHECKING:

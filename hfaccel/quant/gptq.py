@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
     from hfaccel.quant.calibration import Feeds
     from hfaccel.quant.massive_channels import MassiveChannels
-    from hfaccel.recipe.schema import Rung, WeightFormat
+    from hfaccel.recipe.schema import Rung
+    from hfaccel.recipe.weight_format import WeightFormat
 
 
 class MomentRounding(Protocol):

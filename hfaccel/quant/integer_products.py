@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     import onnx_ir
 
-    from hfaccel.recipe.schema import WeightFormat
+    from hfaccel.recipe.weight_format import WeightFormat
 
 
 def store_dynamic(model: onnx_ir.Model, names: Collection[str], weights: WeightFormat, *, per_channel: bool) -> None:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     import onnx_ir
 
-    from hfaccel.recipe.schema import WeightFormat
+    from hfaccel.recipe.weight_format import WeightFormat
 
 LARGEST = 127
 ZERO_LEVEL = 128

@@ -30,7 +30,7 @@ from hfaccel.runtime.generation.decoder import PROMPT_GRAPH_NAME
 if TYPE_CHECKING:
     import onnx_ir
 
-    from hfaccel.recipe.schema import WeightFormat
+    from hfaccel.recipe.weight_format import WeightFormat
 
 
 def round_channels(weight: np.ndarray, block_size: int, weights: WeightFormat) -> BlockwiseWeight:

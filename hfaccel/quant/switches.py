@@ -22,7 +22,7 @@ from hfaccel.runtime.session import GraphSession
 if TYPE_CHECKING:
     import onnx_ir
 
-    from hfaccel.recipe.schema import WeightFormat
+    from hfaccel.recipe.weight_format import WeightFormat
 
 FLAGS = "quantize_flags"
 

@@ -5,12 +5,12 @@ Unknown keys are errors (``extra="forbid"``): an ignored typo would ship an unqu
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from hfaccel.artifact.contract import Engine, GraphOptimization, InferencePrecision, Precision, SessionSettings
+from hfaccel.recipe.weight_format import WeightFormat
 
 ExporterName = Literal["transformers", "torch", "mobius", "constructed", "traced"]
 CleanupName = Literal["fold_constants", "common_subexpressions", "drop_unused", "name_symbols"]
@@ -293,24 +293,6 @@ _WEIGHT_ONLY_FIELDS = frozenset(
         "massive_channels",
     }
 )
-
-
-@dataclass(frozen=True)
-class WeightFormat:
-    """How weights with one scale per channel, or one for all, are stored.
-
-    Attributes:
-        bits: 7 keeps sums of two u8 x s8 products inside 16 bits, at half the precision.
-        sums_in_16_bits: scale weights of 8 bits so that the two of any pair fit as well (:mod:`hfaccel.quant.channel_weight`).
-    """
-
-    bits: Literal[7, 8] = 8
-    sums_in_16_bits: bool = False
-
-    @property
-    def for_saturating_target(self) -> bool:
-        """Whether it was chosen because products with signed weights of 8 bits saturate."""
-        return self.sums_in_16_bits or self.bits == 7
 
 
 class QuantizeSection(Section):

@@ -14,7 +14,8 @@ from hfaccel.evaluate.cached_decoding import empty_past
 from hfaccel.quant.awq import scale_by_activations
 from hfaccel.quant.build import CalibrationData, build_candidate
 from hfaccel.quant.scheme import matmul_sites
-from hfaccel.recipe.schema import Rung, WeightFormat
+from hfaccel.recipe.schema import Rung
+from hfaccel.recipe.weight_format import WeightFormat
 from hfaccel.rewrites.drop_unused import drop_unused
 from hfaccel.rewrites.graphs import load_graph, save_graph
 from hfaccel.rewrites.pack_projections import pack_projections

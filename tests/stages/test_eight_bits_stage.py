@@ -21,7 +21,8 @@ from hfaccel.pipeline import CompileResult
 from hfaccel.quant.build import CalibrationData, build_candidate
 from hfaccel.quant.more_bits import float_weights, write_with_eight_bits
 from hfaccel.quant.weight_only import read_blocks
-from hfaccel.recipe.schema import Rung, WeightFormat
+from hfaccel.recipe.schema import Rung
+from hfaccel.recipe.weight_format import WeightFormat
 from hfaccel.rewrites.graphs import load_graph, new_initializer, save_graph
 from hfaccel.stages import eight_bits
 from hfaccel.stages.eight_bits import BUDGET_SHARES, left_to_try, sets_in_order

@@ -14,7 +14,8 @@ from hfaccel.pipeline import compile_model
 from hfaccel.quant.build import CalibrationData, build_candidate, covers, gather_statistics, prepare_graph, switched_graph
 from hfaccel.quant.calibration import observe
 from hfaccel.quant.smooth import scale_values, smooth_activations
-from hfaccel.recipe.schema import Rung, WeightFormat
+from hfaccel.recipe.schema import Rung
+from hfaccel.recipe.weight_format import WeightFormat
 from hfaccel.request import CompileRequest
 from hfaccel.rewrites.fuse_attention import fuse_attention
 from hfaccel.rewrites.graphs import load_graph, operator_counts, save_graph

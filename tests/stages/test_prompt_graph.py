@@ -20,7 +20,8 @@ from hfaccel.evaluate.cached_decoding import MANY_ROWS_LOGITS, PromptThenSteps, 
 from hfaccel.quant.build import CalibrationData, build_candidate
 from hfaccel.quant.prompt_graph import round_channels, write_prompt_graph
 from hfaccel.quant.weight_only import store_in_blocks
-from hfaccel.recipe.schema import Rung, WeightFormat
+from hfaccel.recipe.schema import Rung
+from hfaccel.recipe.weight_format import WeightFormat
 from hfaccel.rewrites.drop_unused import drop_unused
 from hfaccel.rewrites.graphs import copy_graph, graph_bytes, load_graph, new_initializer, operator_counts, save_graph
 from hfaccel.rewrites.last_token_logits import all_token_logits

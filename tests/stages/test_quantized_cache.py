@@ -23,7 +23,8 @@ from hfaccel.evaluate.cached_decoding import POSITION_IDS, empty_past
 from hfaccel.pipeline import CompileResult
 from hfaccel.quant.build import CalibrationData, build_candidate
 from hfaccel.quant.quantize_cache import cache_scales, quantize_cache, why_no_quantized_cache
-from hfaccel.recipe.schema import Rung, WeightFormat
+from hfaccel.recipe.schema import Rung
+from hfaccel.recipe.weight_format import WeightFormat
 from hfaccel.rewrites.drop_unused import drop_unused
 from hfaccel.rewrites.graphs import copy_graph, load_graph, save_graph
 from hfaccel.rewrites.untie_head import untie_head

@@ -17,7 +17,7 @@ from hfaccel.quant.scheme import matmul_sites
 from hfaccel.quant.sensitivity import rank_by_sensitivity
 from hfaccel.quant.smooth import smooth_activations, smoothing_scale
 from hfaccel.quant.switches import EightBitTrips, SwitchedGraph
-from hfaccel.recipe.schema import WeightFormat
+from hfaccel.recipe.weight_format import WeightFormat
 from hfaccel.rewrites.graphs import load_graph, save_graph
 from hfaccel.rewrites.last_layer_pooled_token import run_last_layer_for_pooled_token
 from hfaccel.rewrites.name_symbols import name_symbols

@@ -14,7 +14,8 @@ from hfaccel.quant.build import CalibrationData, build_candidate
 from hfaccel.quant.layers import HEAD_PARTS, has_eight_bits, part_of
 from hfaccel.quant.split_head import split_head
 from hfaccel.quant.weight_only import read_blocks
-from hfaccel.recipe.schema import Rung, WeightFormat
+from hfaccel.recipe.schema import Rung
+from hfaccel.recipe.weight_format import WeightFormat
 from hfaccel.rewrites.graphs import load_graph, new_initializer, save_graph
 from hfaccel.rewrites.last_token_logits import all_token_logits, last_token_logits
 from hfaccel.runtime.generation.decoder import PROMPT_GRAPH_NAME, Decoder

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hfaccel.quant.channel_weight import ChannelWeight, largest_pairs, weight_scales
-from hfaccel.recipe.schema import WeightFormat
+from hfaccel.recipe.weight_format import WeightFormat
 from hfaccel.rewrites.graphs import DOMAIN, new_initializer, save_graph
 from hfaccel.runtime.session import GraphSession
 

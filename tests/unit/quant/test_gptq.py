@@ -16,7 +16,8 @@ from hfaccel.quant.channel_weight import LARGEST_PAIR, ChannelWeight, largest_pa
 from hfaccel.quant.gptq import compensated, compensated_channels
 from hfaccel.quant.moments import MOST_BYTES, grouped, second_moments
 from hfaccel.quant.weight_only import quantize_weight
-from hfaccel.recipe.schema import Rung, WeightFormat
+from hfaccel.recipe.schema import Rung
+from hfaccel.recipe.weight_format import WeightFormat
 from hfaccel.rewrites.graphs import load_graph, new_initializer, save_graph
 
 

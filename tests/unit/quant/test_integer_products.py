@@ -10,7 +10,7 @@ import onnx_ir
 import pytest
 
 from hfaccel.quant.integer_products import store_dynamic, store_static
-from hfaccel.recipe.schema import WeightFormat
+from hfaccel.recipe.weight_format import WeightFormat
 from hfaccel.rewrites.graphs import load_graph, new_initializer, operator_counts, save_graph
 from hfaccel.runtime.session import GraphSession
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from hfaccel.quant.channel_weight import ChannelWeight
 from hfaccel.quant.per_token import PerTokenProducts, store_per_token, turned, turning_group
-from hfaccel.recipe.schema import WeightFormat
+from hfaccel.recipe.weight_format import WeightFormat
 from hfaccel.rewrites.drop_unused import drop_unused
 from hfaccel.rewrites.graphs import load_graph, new_initializer, operator_counts, save_graph
 from hfaccel.rewrites.rotate_residual import hadamard

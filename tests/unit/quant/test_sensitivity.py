@@ -22,7 +22,7 @@ from hfaccel.quant.sensitivity import (
     squared_error,
 )
 from hfaccel.quant.switches import EightBitTrips, SwitchedGraph
-from hfaccel.recipe.schema import WeightFormat
+from hfaccel.recipe.weight_format import WeightFormat
 from hfaccel.rewrites.graphs import new_initializer
 
 LAYERS, PER_LAYER, HIDDEN = 10, 6, 16

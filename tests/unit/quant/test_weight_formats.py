@@ -11,7 +11,8 @@ import pytest
 from hfaccel.quant.build import CalibrationData, build_candidate, gather_statistics
 from hfaccel.quant.per_token import PerTokenTrips
 from hfaccel.quant.switches import EightBitTrips
-from hfaccel.recipe.schema import Rung, WeightFormat
+from hfaccel.recipe.schema import Rung
+from hfaccel.recipe.weight_format import WeightFormat
 from hfaccel.rewrites.graphs import new_initializer, save_graph
 from hfaccel.runtime.session import GraphSession
 

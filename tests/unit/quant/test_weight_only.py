@@ -19,7 +19,8 @@ from hfaccel.artifact.contract import SessionSettings
 from hfaccel.errors import RecipeError
 from hfaccel.quant.build import BuiltCandidate, CalibrationData, build_candidate, prepare_graph, switched_graph
 from hfaccel.quant.weight_only import BlockwiseWeight, quantize_weight
-from hfaccel.recipe.schema import Rung, WeightFormat
+from hfaccel.recipe.schema import Rung
+from hfaccel.recipe.weight_format import WeightFormat
 from hfaccel.rewrites.graphs import load_graph, new_initializer, save_graph
 from hfaccel.runtime.engines import open_graph
 from hfaccel.runtime.session import GraphSession
@@ -306,7 +307,8 @@ def test_logging_of_the_process_is_left_alone() -> None:
     code = """
 import logging, numpy
 from hfaccel.quant.weight_only import quantize_weight
-from hfaccel.recipe.schema import Rung, WeightFormat
+from hfaccel.recipe.schema import Rung
+from hfaccel.recipe.weight_format import WeightFormat
 rung = Rung(name="blocks", scheme="weight-only", graph="optimized", symmetric=False, method="k-quant")
 quantize_weight(numpy.ones((64, 64), dtype=numpy.float32), rung)
 assert (logging.root.handlers, logging.root.level) == ([], logging.WARNING)

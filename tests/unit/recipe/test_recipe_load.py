@@ -9,7 +9,7 @@ from hfaccel.recipe.load import choose_recipe, list_recipes, load_recipe, recipe
 
 GENERIC = "encoder"
 PARENTS = ("encoder", "decoder", "encoder-decoder")
-ATTENTION_OF_THEIR_OWN = ("mpnet", "deberta-v2")
+ATTENTION_OF_THEIR_OWN = ("deberta-v2",)
 """Recipes of architectures whose attention no operator of onnxruntime computes, so that nothing is there to fuse."""
 NAMES = [path.stem for path in sorted(recipes_folder().glob("*.yaml"))]
 

@@ -4,8 +4,8 @@ import pytest
 
 from hfaccel.errors import ExitCode, TargetError
 from hfaccel.recipe.load import load_recipe
-from hfaccel.recipe.schema import WeightFormat
 from hfaccel.recipe.targets import TARGETS, adapt_recipe, detect_host, profile_of, resolve_target
+from hfaccel.recipe.weight_format import WeightFormat
 
 BY_NAME = {target.name: target for target in TARGETS}
 AVX512 = {"avx2", "fma", "avx512f", "avx512bw", "avx512dq", "avx512vl"}
