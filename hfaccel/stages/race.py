@@ -187,12 +187,23 @@ def _session_bytes(entrant: Entrant) -> int:
 def _time(
     entrants: Mapping[str, Entrant], ctx: StageContext, *, share: float, patience: float = 1.0, min_rounds: int = MIN_ROUNDS
 ) -> dict[str, dict[str, Timing]]:
-    """Samples by point of the workload and entrant; ``share`` times as long as the recipe says for each entrant."""
+    """Samples by point of the workload and entrant; ``share`` times as long as the recipe says for each entrant.
+
+    Where there is patience, weights lie where :func:`hfaccel.load` has them; moving them costs seconds, and shows no screen more.
+    """
     seconds = ctx.recipe.measure.seconds_per_point * len(entrants) * share
-    return {
-        point: interleaved(calls, seconds=seconds, min_rounds=min_rounds, pause_s=PAUSE_S, settle_s=SETTLE_S, patience=patience)
-        for point, calls in _calls(entrants, ctx)
-    }
+    times: dict[str, dict[str, Timing]] = {}
+    for point, calls in _calls(entrants, ctx):
+        if not times and patience > 1 and _gain_from_huge_pages(entrants):
+            use_huge_pages()
+        times[point] = interleaved(
+            calls, seconds=seconds, min_rounds=min_rounds, pause_s=PAUSE_S, settle_s=SETTLE_S, patience=patience
+        )
+    return times
+
+
+def _gain_from_huge_pages(entrants: Mapping[str, Entrant]) -> bool:
+    return any(gains_from_huge_pages(entrant.size_bytes, entrant.session.engine) for entrant in entrants.values())
 
 
 def _calls(entrants: Mapping[str, Entrant], ctx: StageContext) -> Iterator[tuple[str, dict[str, Callable[[], None]]]]:
@@ -204,16 +215,13 @@ def _calls(entrants: Mapping[str, Entrant], ctx: StageContext) -> Iterator[tuple
     }
     if contract.generation is not None and contract.generation.encoder is not None:
         answering = {name: open_encoder_decoder(entrants[name].graph, settings[name], contract.generation) for name in entrants}
-        _move_weights(entrants)
         yield from answering_calls(answering, parse_requests(workload), seed=seed)
         return
     if contract.generation is not None:
         decoders = {name: Decoder(entrants[name].graph, settings[name], contract.generation) for name in entrants}
-        _move_weights(entrants)
         yield from decoding_calls(decoders, parse_requests(workload), seed=seed)
         return
     runners = {name: open_graph(entrants[name].graph, settings[name]) for name in entrants}
-    _move_weights(entrants)
     for point in fit_workload(parse_workload(workload), contract.text.max_length):
         yield (
             str(point),
@@ -226,12 +234,6 @@ def _calls(entrants: Mapping[str, Entrant], ctx: StageContext) -> Iterator[tuple
                 for name, runner in runners.items()
             },
         )
-
-
-def _move_weights(entrants: Mapping[str, Entrant]) -> None:
-    """To where :func:`hfaccel.load` has them."""
-    if any(gains_from_huge_pages(entrant.size_bytes, entrant.session.engine) for entrant in entrants.values()):
-        use_huge_pages()
 
 
 def _threads(entrant: Entrant, ctx: StageContext) -> int:
