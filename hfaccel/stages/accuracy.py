@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from hfaccel.runtime.session import Runner
 
 NAME: StageName = "accuracy"
-REVISION = 25
+REVISION = 26
 LIBRARIES = (
     "torch",
     "transformers",

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from hfaccel.stages.candidates import Candidate
     from hfaccel.stages.examine_language import LanguageExaminer
 
-BUDGET_SHARES = (0.25, 0.4, 0.55, 0.7, 0.85, 1.0, 1.15, 1.3)
+BUDGET_SHARES = (0.25, 0.5, 0.75, 1.0, 1.3, 1.6, 2.0, 2.5)
 """What the MatMuls in 4 bit may lose together, by the sum of their divergences, as a share of the accuracy budget."""
 TEXTS, TOKENS, EVERY = 4, 96, 3
 """Calibration texts that sensitivity is measured on, tokens of each, and of how many tokens one is looked at."""
