@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from hfaccel.artifact.contract import SessionSettings
 from hfaccel.measure.timing import Speedup, Timing, compare
 from hfaccel.measure.verdict import NOT_STABLE, per_second, speedup_json
 
@@ -26,6 +27,11 @@ HUGE_PAGES_NOTE = "its weights lie in pages of 2 MiB"
 def columns(unit: Unit) -> tuple[str, ...]:
     """Headings of the cells of a :class:`LadderRow`."""
     return ("step", "what", "time", f"{unit}/s", "factor", "total")
+
+
+def is_default(session: SessionSettings, threads: int) -> bool:
+    """Whether an artifact's session, run with so many threads, is that of the steps before it."""
+    return session.intra_op_num_threads in (0, threads) and replace(session, intra_op_num_threads=0) == SessionSettings()
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from hfaccel.artifact.contract import SessionSettings
 from hfaccel.measure.cached_stages import graph_steps
 from hfaccel.measure.decoding import Request
-from hfaccel.measure.ladder import HUGE_PAGES_NOTE, RUST_TOKENIZER, LeftOut, Rung, Share, Way, interpolation_weights
+from hfaccel.measure.ladder import HUGE_PAGES_NOTE, RUST_TOKENIZER, LeftOut, Rung, Share, Way, interpolation_weights, is_default
 from hfaccel.measure.workload import Point, make_texts
 from hfaccel.runtime.generation.decoder import Decoder
 from hfaccel.runtime.generation.model import GenerationModel
@@ -182,8 +182,7 @@ def _tuned(way: DecoderWay, text: str, before: Rung) -> Rung:
     """The artifact as it is; timed anew only if its session or its memory differs from the step before."""
     what = "tuned session: the artifact as it is"
     session = SessionSettings.from_json(way.manifest.get("session", {}))
-    alike = session.intra_op_num_threads in (0, way.threads) and replace(session, intra_op_num_threads=0) == SessionSettings()
-    if alike and not way.huge_pages:
+    if not way.huge_pages and is_default(session, way.threads):
         return Rung(what, before.shares, "its session has the default settings, so this is the run of the step before")
     note = HUGE_PAGES_NOTE if way.huge_pages else ""
     return Rung(what, (Share(what, _answer(way.model.decoder, way, text)),), note)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfaccel.artifact.contract import SessionSettings, Task
 from hfaccel.measure.cached_stages import graph_steps
 from hfaccel.measure.contenders import GivenOrder, complete
-from hfaccel.measure.ladder import HUGE_PAGES_NOTE, RUST_TOKENIZER, LeftOut, Rung, Share, Way
+from hfaccel.measure.ladder import HUGE_PAGES_NOTE, RUST_TOKENIZER, LeftOut, Rung, Share, Way, is_default
 from hfaccel.measure.peers.texts import spread
 from hfaccel.measure.python_tokenizer import PythonTokenizer
 from hfaccel.runtime.engines import engine_available
@@ -163,8 +163,7 @@ def _in_order(
 def _tuned(way: EncoderWay, tokenizer: TextTokenizer, before: Rung) -> Rung:
     """The artifact's own session; timed anew only if it or its memory differs from the step before."""
     session = SessionSettings.from_json(way.manifest.get("session", {}))
-    alike = session.intra_op_num_threads in (0, way.threads) and replace(session, intra_op_num_threads=0) == SessionSettings()
-    if alike and not way.huge_pages:
+    if not way.huge_pages and is_default(session, way.threads):
         note = "its session has the default settings, so this is the run of the step before"
         return Rung("tuned session", before.shares, note)
     what = f"tuned session, {session.engine}"
