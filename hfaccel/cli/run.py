@@ -69,6 +69,12 @@ def run(
     num_beams: Annotated[
         int | None, typer.Option(min=1, help="Encoder-decoders: beginnings of an answer that go on side by side.")
     ] = None,
+    source_language: Annotated[
+        str | None, typer.Option(help="Translation from many languages: what the texts are in, e.g. eng_Latn or en.")
+    ] = None,
+    target_language: Annotated[
+        str | None, typer.Option(help="Translation into many languages: what the answers shall be in, e.g. fra_Latn or fr.")
+    ] = None,
     timestamps: Annotated[bool, typer.Option("--timestamps", help="Speech: segments with their times.")] = False,
     language: Annotated[str | None, typer.Option(help="Speech: code of what is spoken, e.g. de; heard if not given.")] = None,
     translate: Annotated[bool, typer.Option("--translate", help="Speech: English text of another language.")] = False,
@@ -132,6 +138,7 @@ def run(
         drawing=_present(drawing),
         hearing=_present(hearing),
         beams=_present({"num_beams": num_beams}),
+        languages=_present({"source_language": source_language, "target_language": target_language}),
     )
     _show(output, model, wishes)
 
@@ -154,6 +161,7 @@ class _Wishes:
         drawing: options of how tokens are chosen that were given.
         hearing: options of speech that were given.
         beams: options of beams that were given.
+        languages: options of translation that were given.
     """
 
     given: list[str]
@@ -169,6 +177,7 @@ class _Wishes:
     drawing: Mapping[str, Any]
     hearing: Mapping[str, Any]
     beams: Mapping[str, Any]
+    languages: Mapping[str, Any]
 
     @property
     def draws(self) -> dict[str, Any]:
@@ -230,21 +239,22 @@ def _show(output: Output, model: Model | GenerationModel | TextToTextModel | Spe
     from hfaccel.runtime.generation.text_to_text import TextToTextModel
     from hfaccel.runtime.model import Model
 
-    reading, chat, drawing, hearing, beams = wishes.of_reading, wishes.of_decoders, wishes.drawing, wishes.hearing, wishes.beams
+    reading, chat, drawing, hearing = wishes.of_reading, wishes.of_decoders, wishes.drawing, wishes.hearing
+    beams, languages = wishes.beams, wishes.languages
     if isinstance(model, GenerationModel):
-        _refuse(reading | _options({**hearing, **beams}), model)
+        _refuse(reading | _options({**hearing, **beams, **languages}), model)
         options = {**wishes.draws, **_present({"prompt_lookup_num_tokens": wishes.prompt_lookup_num_tokens})}
         show_generation(output, model, wishes.given, options, system=wishes.system, raw=wishes.raw, stream=wishes.stream)
     elif isinstance(model, TextToTextModel):
         _refuse(reading | chat | _options(hearing), model)
-        show_answers(output, model, wishes.given, {**wishes.draws, **beams}, stream=wishes.stream)
+        show_answers(output, model, wishes.given, {**wishes.draws, **beams, **languages}, stream=wishes.stream)
     elif isinstance(model, Model):
-        _refuse(chat | _options({**drawing, **hearing, **beams}) | {"--stream": wishes.stream}, model)
+        _refuse(chat | _options({**drawing, **hearing, **beams, **languages}) | {"--stream": wishes.stream}, model)
         _show_reading(output, model, wishes)
     else:
         shared = {name: value for name, value in drawing.items() if name in ("max_new_tokens", "seed")}
         others = {name: value for name, value in drawing.items() if name not in shared}
-        _refuse(reading | chat | _options(others) | {"--top-k": wishes.top_k is not None}, model)
+        _refuse(reading | chat | _options({**others, **languages}) | {"--top-k": wishes.top_k is not None}, model)
         show_transcripts(output, model, wishes.given, {**hearing, **shared, **beams}, stream=wishes.stream)
 
 

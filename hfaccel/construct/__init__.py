@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 FAMILIES: Mapping[str, Callable[[Any], onnx_ir.Model]] = {
     "bart": construct_bart,
+    "blenderbot": construct_bart,
+    "m2m_100": construct_bart,
     "marian": construct_bart,
     "mbart": construct_bart,
     "mt5": construct_t5,

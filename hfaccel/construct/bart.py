@@ -1,4 +1,4 @@
-"""BART, MBart, Marian and Pegasus: text in, text out, learned or sinusoidal positions from tables."""
+"""BART, MBart, Marian, Pegasus, Blenderbot and M2M-100 (NLLB): text in, text out, learned or sinusoidal positions from tables."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hfaccel.construct.transformer import LayerWriter
 if TYPE_CHECKING:
     import onnx_ir
 
-_NORM_FIRST = ("mbart", "pegasus")
+_NORM_FIRST = ("blenderbot", "m2m_100", "mbart", "pegasus")
 
 
 def construct_bart(hf_model: Any) -> onnx_ir.Model:
@@ -34,20 +34,30 @@ def construct_bart(hf_model: Any) -> onnx_ir.Model:
     embedded = _embed(graph, answer_ids, reading.positions, decoder, config)
     hidden = layers.decoder(embedded, encoded, decoder, reading, mask=mask)
     logits = graph.linear(hidden, hf_model.lm_head)
-    bias = hf_model.final_logits_bias.detach().float().numpy()
-    if np.any(bias):
-        logits = graph.node("Add", logits, graph.constant("final_logits_bias", bias[0]))
+    bias = getattr(hf_model, "final_logits_bias", None)  # M2M-100 has none
+    if bias is not None and bool(bias.any()):
+        logits = graph.node("Add", logits, graph.constant("final_logits_bias", bias.detach().float().numpy()[0]))
     graph.output(logits, "logits", ("batch", "decoder_sequence", int(config.vocab_size)))
     return graph.model()
 
 
 def _embed(graph: GraphBuilder, ids: onnx_ir.Value, places: onnx_ir.Value, stack: Any, config: Any) -> onnx_ir.Value:
-    """Tokens and their places; tables count their places from an offset."""
+    """Tokens and their places."""
     tokens = graph.node("Gather", graph.parameter(stack.embed_tokens), ids)
     if config.scale_embedding:
         tokens = graph.node("Mul", tokens, graph.constant("embedding_scale", np.float32(math.sqrt(config.d_model))))
-    table = stack.embed_positions.weight.detach().float().numpy()[int(getattr(stack.embed_positions, "offset", 0)) :]
-    positions = graph.node("Gather", graph.constant(f"{graph.name_of(stack.embed_positions)}.weight", table), places)
+    table = graph.constant(f"{graph.name_of(stack.embed_positions)}.weight", _table(stack.embed_positions, config))
+    positions = graph.node("Gather", table, places)
     total = graph.node("Add", tokens, positions)
     norm = getattr(stack, "layernorm_embedding", None)
     return total if norm is None else graph.layer_norm(total, norm)
+
+
+def _table(module: Any, config: Any) -> np.ndarray:
+    """What is added at each place [places, channels]; the modules count their places from an offset."""
+    if config.model_type == "m2m_100":  # computed, not learned, and as long as it is asked to be
+        first = int(module.padding_idx) + 1
+        computed: np.ndarray = module.weights.detach().float().numpy()[first : first + int(config.max_position_embeddings)]
+        return computed
+    learned: np.ndarray = module.weight.detach().float().numpy()[int(getattr(module, "offset", 0)) :]
+    return learned

@@ -1,4 +1,4 @@
-"""Layers that BART, Marian, MBart, Pegasus and Whisper have in common: biases everywhere, layer norms before or after each part."""
+"""Layers that BART and its kin (see :mod:`hfaccel.construct.bart`) and Whisper have in common: biases everywhere, layer norms before or after each part."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class LayerWriter:
 
     Attributes:
         graph: being written.
-        norm_first: a part reads the norm of the sum (MBart, Pegasus, Whisper); else each sum is normed at once (BART, Marian).
+        norm_first: a part reads the norm of the sum (MBart, Pegasus, Blenderbot, M2M-100, Whisper); else each sum is normed at once (BART, Marian).
         activation: transformers' name.
     """
 

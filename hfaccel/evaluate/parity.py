@@ -76,6 +76,7 @@ def make_answer_inputs(shapes: Sequence[str], contract: Contract, *, vocabulary_
             _, bins, frames = features["input_features"]
             given = {"input_features": generator.standard_normal((batch, int(bins), int(frames)), dtype=np.float32)}
         ids = generator.integers(0, max(2, vocabulary_size), (batch, length))
+        ids[ids == contract.text.pad_token_id] = (contract.text.pad_token_id + 1) % max(2, vocabulary_size)
         cases[name] = {**given, "decoder_input_ids": ids, ANSWER_MASK: np.ones((batch, length), dtype=np.int64)}
     return cases
 

@@ -104,13 +104,13 @@ class AnswerReader:
     def answer_ids(self, text: str) -> tuple[int, ...]:
         """Tokens of a written answer as the model would give them, the one that ends it included."""
         tokenizer = self._tokenizer.library_tokenizer
+        first, ends = self.encoder.forced_first_token_id, self.generation.end_token_ids
         if self.encoder.speech is not None:  # Whisper's text begins with a blank
             ids = tuple(tokenizer.encode(" " + text.strip(), add_special_tokens=False).ids)
+        elif first is not None:  # in the place of what marks a source
+            ids = (first, *tokenizer.encode(text, add_special_tokens=False).ids)
         else:
             ids = tuple(tokenizer.encode(text).ids)
-        first, ends = self.encoder.forced_first_token_id, self.generation.end_token_ids
-        if first is not None and ids[:1] != (first,):
-            ids = (first, *ids)
         return ids if not ends or (ids and ids[-1] in ends) else (*ids, ends[0])
 
     def starts(self, source: Runner, examples: Sequence[Example]) -> list[tuple[int, ...]]:

@@ -69,7 +69,7 @@ def resolve_source(
         raise ExportError(
             unsupported,
             where=model,
-            hint="hfaccel compiles encoders (BERT and its like), decoders (Llama and its like), T5, BART, Marian and Whisper",
+            hint="hfaccel compiles encoders (BERT and its like), decoders (Llama and its like), T5, BART and its kin, Marian, NLLB and Whisper",
         )
     resolved_task = infer_task(config, folder, task)
     weight_files = find_weight_files(folder, allow_pickle=allow_pickle)

@@ -46,6 +46,8 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "mbart": BART_SIZES,
     "marian": {**BART_SIZES, "scale_embedding": True},
     "pegasus": BART_SIZES,
+    "blenderbot": BART_SIZES,
+    "m2m_100": {**BART_SIZES, "scale_embedding": True},
 }
 
 

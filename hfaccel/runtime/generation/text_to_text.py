@@ -19,6 +19,7 @@ from hfaccel.runtime.generation.answering import answer_tokens
 from hfaccel.runtime.generation.beams import BeamSettings, search_beams
 from hfaccel.runtime.generation.detokenizer import AnswerText
 from hfaccel.runtime.generation.encoder_decoder import EncoderDecoder
+from hfaccel.runtime.generation.languages import find_language, language_ids, mark_source
 from hfaccel.runtime.generation.memory import Memory
 from hfaccel.runtime.generation.option_checks import check_batch
 from hfaccel.runtime.generation.rules import TokenRules, rooms_of, rules_of
@@ -57,6 +58,7 @@ class TextToTextModel:
         encoder_decoder: as given.
         tokenizer: cuts sources to ``contract.generation.encoder.source_length`` tokens.
         contract: as given.
+        languages: ids of the tokens of languages by their names, of translation models that have many; else empty.
 
     Raises:
         UsageError: the contract is of another task.
@@ -76,6 +78,7 @@ class TextToTextModel:
         self.tokenizer = TextTokenizer(tokenizer_folder, text)
         self._generation: GenerationSettings = generation
         self._encoder: EncoderSettings = generation.encoder
+        self.languages = language_ids(self.tokenizer.library_tokenizer)
 
     def __call__(self, texts: str | Sequence[str]) -> Any:
         """The answer to a text, or those to several, as the checkpoint advises; see :meth:`generate`."""
@@ -97,6 +100,8 @@ class TextToTextModel:
         repetition_penalty: float | None = None,
         no_repeat_ngram_size: int | None = None,
         min_new_tokens: int | None = None,
+        source_language: str | None = None,
+        target_language: str | None = None,
         stop: str | Sequence[str] | None = (),
         seed: int | None = None,
         stream: bool = False,
@@ -123,6 +128,10 @@ class TextToTextModel:
             repetition_penalty: above 1 against repetition.
             no_repeat_ngram_size: so many tokens in a row do not come twice; 0 allows it.
             min_new_tokens: before so many tokens no answer ends.
+            source_language: of translation models with many languages, what the texts are in: the name of its token, ``en_XX`` or
+                ``eng_Latn``, or the code in it; None is what the checkpoint's tokenizer marks.
+            target_language: what the answers shall be in, likewise; None is what the checkpoint forces
+                (``forced_bos_token_id``), if anything.
             stop: texts that end an answer; it ends before them.
             seed: repeats the draws. Each text has its own, which depend on the seed and its place in the list.
             stream: give the answer in pieces while it grows; for a single text, and without beams.
@@ -154,11 +163,16 @@ class TextToTextModel:
             no_repeat_ngram_size=no_repeat_ngram_size,
             min_new_tokens=min_new_tokens,
         )
+        if target_language is not None:
+            rules = replace(rules, forced_first_token_id=find_language(target_language, self.languages, option="target_language"))
         check_batch(max_batch, stream=stream)
         beams = self._beams(sampling, num_beams, length_penalty, early_stopping)
         settings = AnswerSettings(sampling, beams, rules)
         single = isinstance(text, str)
         sources = self._encode([text] if isinstance(text, str) else text)
+        if source_language is not None:
+            marked = find_language(source_language, self.languages, option="source_language")
+            sources = [mark_source(source, marked, self.languages) for source in sources]
         if stream:
             _check_stream(len(sources), settings, single=single)
             return self._stream(sources[0], settings)

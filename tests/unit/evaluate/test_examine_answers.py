@@ -194,7 +194,7 @@ def test_the_reference_is_read_with_the_tokens_that_begin_and_end_it(source: Run
     assert forced.window.ids == (START, START, 8, 9, END)  # the tokenizer, too, puts [CLS] first
     assert (forced.window.first, forced.window.cluster) == (1, 7)
     begun = replace(CONTRACT, generation=replace(SETTINGS, encoder=replace(SETTINGS.encoder, forced_first_token_id=9)))  # type: ignore[type-var]
-    assert AnswerReader(tokenizer, begun).answer_ids("word3") == (9, START, 8, END)
+    assert AnswerReader(tokenizer, begun).answer_ids("word3") == (9, 8, END)  # in place of [CLS]
     long = AnswerReader(tokenizer, CONTRACT).force(0, example, (START,), (9,) * 100)
     assert len(long.window.ids) == SETTINGS.context_length
 
