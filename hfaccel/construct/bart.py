@@ -10,6 +10,7 @@ import numpy as np
 from hfaccel.construct.attention import padding_mask, read_cache
 from hfaccel.construct.builder import GraphBuilder
 from hfaccel.construct.transformer import LayerWriter
+from hfaccel.errors import ExportError
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -56,6 +57,12 @@ def _embed(graph: GraphBuilder, ids: onnx_ir.Value, places: onnx_ir.Value, stack
 def _table(module: Any, config: Any) -> np.ndarray:
     """What is added at each place [places, channels]; the modules count their places from an offset."""
     if config.model_type == "m2m_100":  # computed, not learned, and as long as it is asked to be
+        if config.decoder_start_token_id == module.padding_idx:
+            raise ExportError(
+                f"an answer begins with the padding token {module.padding_idx}, which this architecture gives no place",
+                where="exporter constructed",
+                hint="M2M-100 and NLLB pad with token 1 and begin with 2: correct config.json",
+            )
         first = int(module.padding_idx) + 1
         computed: np.ndarray = module.weights.detach().float().numpy()[first : first + int(config.max_position_embeddings)]
         return computed

@@ -125,6 +125,15 @@ def test_answers_are_those_of_transformers_alone_and_in_a_ragged_batch(
     assert stages["export"]["metrics"]["parity"]["max_abs"] < 1e-5
 
 
+def test_an_answer_that_begins_without_a_place_is_refused(tmp_path: Path, make_checkpoint: Make) -> None:
+    """transformers counts M2M-100's positions from the first token that is no padding."""
+    make_checkpoint("m2m_100", tmp_path / "model")
+    config = json.loads((tmp_path / "model/config.json").read_text())
+    (tmp_path / "model/config.json").write_text(json.dumps({**config, "decoder_start_token_id": config["pad_token_id"]}))
+    with pytest.raises(ExportError, match="begins with the padding token"):
+        compile_one(tmp_path / "model", tmp_path / "out", None)
+
+
 def test_every_recipe_has_a_row() -> None:
     stated = {item for summary in list_recipes() if summary.extends == "encoder-decoder" for item in summary.model_types}
     assert stated == {*ARCHITECTURES, "whisper"}
