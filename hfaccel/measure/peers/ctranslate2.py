@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from hfaccel.errors import ExportError
+from hfaccel.measure.peers.ctranslate2_library import load_ctranslate2
 from hfaccel.measure.peers.setup import quiet
 from hfaccel.source.torch_model import TorchRunner, load_torch_model
 
@@ -27,7 +29,7 @@ def build(setup: Setup) -> tuple[str, Runner]:
     Raises:
         ExportError: CTranslate2 has no converter for the architecture, or none that keeps its answers.
     """
-    import ctranslate2
+    ctranslate2 = load_ctranslate2()
 
     if setup.artifact.contract.text.padding_side == "left":
         raise ExportError("not supported by ctranslate2: encoders that pad on the left")
@@ -35,7 +37,7 @@ def build(setup: Setup) -> tuple[str, Runner]:
     _convert(setup, folder)
     encoder = ctranslate2.Encoder(str(folder), device="cpu", compute_type="int8", inter_threads=1, intra_threads=setup.threads)
     module: Any = load_torch_model(setup.source, attention=None)
-    body = _Body(encoder)
+    body = _Body(encoder, ctranslate2.StorageView.from_array)
     if setup.source.task in _HEADLESS_TASKS:
         body.config = module.config
         module.hf_model = body
@@ -68,9 +70,10 @@ def _convert(setup: Setup, folder: Path) -> None:
 class _Body(torch.nn.Module):
     """Token vectors and pooled vector of padded batches, computed by CTranslate2 without the padding."""
 
-    def __init__(self, encoder: Any) -> None:
+    def __init__(self, encoder: Any, view: Callable[[np.ndarray], Any]) -> None:
         super().__init__()
         self._encoder = encoder
+        self._view = view
         self.config: Any = None
 
     def forward(
@@ -80,14 +83,11 @@ class _Body(torch.nn.Module):
         token_type_ids: torch.Tensor | None = None,
         **_unused: Any,  # heads also hand on position_ids, inputs_embeds, return_dict: always their defaults here
     ) -> BaseModelOutputWithPooling:
-        import ctranslate2
-
         ids = np.ascontiguousarray(input_ids.numpy(), dtype=np.int32)
         lengths = attention_mask.numpy().sum(axis=1, dtype=np.int32)
         # Zeros are what the encoder takes by itself, and lists of them cost time.
         types = token_type_ids.tolist() if token_type_ids is not None and bool(token_type_ids.any()) else None
-        view = ctranslate2.StorageView.from_array
-        output = self._encoder.forward_batch(view(ids), view(lengths), types)
+        output = self._encoder.forward_batch(self._view(ids), self._view(lengths), types)
         hidden = torch.from_numpy(np.array(output.last_hidden_state))
         pooled = None if output.pooler_output is None else torch.from_numpy(np.array(output.pooler_output))
         return BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=pooled)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hfaccel.errors import ExportError
+from hfaccel.measure.peers.ctranslate2_library import load_ctranslate2
 from hfaccel.runtime.speech.prompt import start_tokens
 
 if TYPE_CHECKING:
@@ -26,9 +27,9 @@ class Ctranslate2Answers:
     """
 
     def __init__(self, setup: AnswerSetup) -> None:
-        import ctranslate2
         from transformers import AutoTokenizer
 
+        ctranslate2 = load_ctranslate2()
         folder = _converted(setup)
         self._translator = ctranslate2.Translator(
             str(folder), device="cpu", compute_type="int8", inter_threads=1, intra_threads=setup.threads
@@ -67,9 +68,9 @@ class Ctranslate2Listener:
     """
 
     def __init__(self, setup: AnswerSetup) -> None:
-        import ctranslate2
         from transformers import WhisperProcessor
 
+        ctranslate2 = load_ctranslate2()
         assert setup.encoder.speech is not None  # of a speech model
         self._speech = setup.encoder.speech
         self._longest = setup.generation.context_length
