@@ -36,13 +36,15 @@ def _mt5() -> Any:
 
 
 def _bart_like(kind: str, **options: Any) -> Any:
-    config = {"bart": "BartConfig", "mbart": "MBartConfig", "marian": "MarianConfig", "pegasus": "PegasusConfig"}[kind]
-    model = {
-        "bart": "BartForConditionalGeneration",
-        "mbart": "MBartForConditionalGeneration",
-        "marian": "MarianMTModel",
-        "pegasus": "PegasusForConditionalGeneration",
+    name = {
+        "bart": "Bart",
+        "blenderbot": "Blenderbot",
+        "m2m_100": "M2M100",
+        "mbart": "MBart",
+        "marian": "Marian",
+        "pegasus": "Pegasus",
     }[kind]
+    model = "MarianMTModel" if kind == "marian" else f"{name}ForConditionalGeneration"
     sizes = {"d_model": HEADS * HEAD_SIZE, "encoder_layers": LAYERS, "decoder_layers": LAYERS, "max_position_embeddings": 48}
     wide = {"encoder_ffn_dim": 40, "decoder_ffn_dim": 40, "encoder_attention_heads": HEADS, "decoder_attention_heads": HEADS}
     ids = {
@@ -52,7 +54,7 @@ def _bart_like(kind: str, **options: Any) -> Any:
         "decoder_start_token_id": 98,
         "forced_eos_token_id": 0,
     }
-    return getattr(transformers, model)(getattr(transformers, config)(**sizes, **wide, **ids, **options))
+    return getattr(transformers, model)(getattr(transformers, f"{name}Config")(**sizes, **wide, **{**ids, **options}))
 
 
 def _whisper() -> Any:
@@ -73,6 +75,8 @@ MODELS: dict[str, Callable[[], Any]] = {
     "mbart": lambda: _bart_like("mbart"),
     "marian-swish": lambda: _bart_like("marian", activation_function="swish", scale_embedding=True),
     "pegasus": lambda: _bart_like("pegasus"),
+    "blenderbot": lambda: _bart_like("blenderbot"),
+    "m2m_100": lambda: _bart_like("m2m_100", decoder_start_token_id=0, scale_embedding=True),
     "whisper": _whisper,
 }
 
