@@ -76,7 +76,7 @@ MODELS: dict[str, Callable[[], Any]] = {
     "marian-swish": lambda: _bart_like("marian", activation_function="swish", scale_embedding=True),
     "pegasus": lambda: _bart_like("pegasus"),
     "blenderbot": lambda: _bart_like("blenderbot"),
-    "m2m_100": lambda: _bart_like("m2m_100", decoder_start_token_id=0, scale_embedding=True),
+    "m2m_100": lambda: _bart_like("m2m_100", pad_token_id=0, eos_token_id=2, decoder_start_token_id=2, scale_embedding=True),
     "whisper": _whisper,
 }
 
