@@ -70,10 +70,10 @@ def run(
         int | None, typer.Option(min=1, help="Encoder-decoders: beginnings of an answer that go on side by side.")
     ] = None,
     source_language: Annotated[
-        str | None, typer.Option(help="Translation from many languages: what the texts are in, e.g. eng_Latn or en.")
+        str | None, typer.Option(help="Translation from many languages: what the texts are in, e.g. eng_Latn or en_XX.")
     ] = None,
     target_language: Annotated[
-        str | None, typer.Option(help="Translation into many languages: what the answers shall be in, e.g. fra_Latn or fr.")
+        str | None, typer.Option(help="Translation into many languages: what the answers shall be in, e.g. fra_Latn or fr_XX.")
     ] = None,
     timestamps: Annotated[bool, typer.Option("--timestamps", help="Speech: segments with their times.")] = False,
     language: Annotated[str | None, typer.Option(help="Speech: code of what is spoken, e.g. de; heard if not given.")] = None,

@@ -12,7 +12,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from hfaccel.errors import IntegrityError
-from hfaccel.rewrites.graphs import save_graph
+from hfaccel.rewrites.graphs import GRAPH_NAME, save_graph
 from hfaccel.runtime.session import GraphSession
 
 if TYPE_CHECKING:
@@ -23,6 +23,8 @@ PERCENTILE = 99.995
 STATISTICS_FOLDER = "statistics"
 """Folder, in the artifact of the stage that gathered them, of the statistics of a float graph: one file a graph."""
 Feeds = Mapping[str, np.ndarray]
+_HELD_BYTES = 100_000_000
+"""Of new weights that a graph may be handed to onnxruntime with, in memory; with more it is written down first."""
 
 
 @dataclass
@@ -93,7 +95,7 @@ def observe(
         workdir: where the instrumented graph may lie meanwhile.
         histograms: also gather what percentile ranges need.
     """
-    session = GraphSession(with_outputs(model, names, workdir))
+    session = open_with_outputs(model, names, workdir)
     statistics: dict[str, ActivationStatistics] = {}
     for feeds in batches:
         mask = feeds["attention_mask"].astype(bool)
@@ -147,13 +149,28 @@ def load_statistics(path: Path) -> dict[str, ActivationStatistics]:
         ) from error
 
 
-def with_outputs(model: onnx_ir.Model, names: Sequence[str], workdir: Path) -> Path:
-    """Write a copy of the graph to ``workdir`` that also gives the named values."""
+def open_with_outputs(model: onnx_ir.Model, names: Sequence[str], workdir: Path) -> GraphSession:
+    """Open a copy of the graph that also gives the named values; its weights are read where they lie, as far as they lie in one folder.
+
+    Args:
+        model: it is not changed.
+        names: of values.
+        workdir: where the copy is written if its weights are others than those on disk.
+    """
+    import onnx_ir
+
     copy = model.clone()
     wanted, present = set(names), {value.name for value in copy.graph.outputs}
     for node in copy.graph:
         for value in node.outputs:
             if value.name in wanted and value.name not in present:
                 copy.graph.outputs.append(value)
+    weights = [value.const_value for value in copy.graph.initializers.values() if value.const_value is not None]
+    stored = [tensor for tensor in weights if isinstance(tensor, onnx_ir.ExternalTensor)]
+    new_bytes = sum(tensor.nbytes for tensor in weights if not isinstance(tensor, onnx_ir.ExternalTensor))
+    folders = {Path(tensor.base_dir) for tensor in stored}
+    if len(folders) == 1 and new_bytes <= _HELD_BYTES:
+        content = onnx_ir.to_proto(copy).SerializeToString()
+        return GraphSession(folders.pop() / GRAPH_NAME, content=content)
     workdir.mkdir(parents=True, exist_ok=True)
-    return save_graph(copy, workdir)
+    return GraphSession(save_graph(copy, workdir))

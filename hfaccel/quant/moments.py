@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hfaccel.quant.calibration import Feeds, with_outputs
-from hfaccel.runtime.session import GraphSession
+from hfaccel.quant.calibration import Feeds, open_with_outputs
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -39,7 +38,7 @@ def second_moments(
         workdir: where the instrumented graph may lie meanwhile.
         massive: channels of some of the values that count as no larger than ordinary ones.
     """
-    session = GraphSession(with_outputs(model, names, workdir))
+    session = open_with_outputs(model, names, workdir)
     gc.collect()
     moments: dict[str, np.ndarray] = {}
     tokens = dict.fromkeys(names, 0)
