@@ -67,7 +67,8 @@ def test_long_prompts_are_read_in_pieces_and_answered_as_at_once(
     tiny: Any, rows: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = tiny.open().prefill(rows, room=2)
-    monkeypatch.setattr("hfaccel.runtime.generation.decoding.PIECE_TOKENS", 7)
+    for limit in ("PIECE_TOKENS", "GROUP_TOKENS"):
+        monkeypatch.setattr(f"hfaccel.runtime.generation.decoding.{limit}", 7)
     pieces = tiny.open().prefill(rows, room=2)
     assert pieces.tokens == whole.tokens == rows
     np.testing.assert_allclose(pieces.logits, whole.logits, atol=2e-4)
@@ -89,7 +90,7 @@ def test_prompts_of_one_length_are_read_together(tiny: Any, monkeypatch: pytest.
     assert calls == [(3, len(PROMPT))]
     tiny.open().prefill([PROMPT, [1, *range(50, 90)]])
     assert calls[1:] == [(1, len(PROMPT)), (1, 41)]
-    monkeypatch.setattr("hfaccel.runtime.generation.decoding.PIECE_TOKENS", 2 * len(PROMPT))
+    monkeypatch.setattr("hfaccel.runtime.generation.decoding.GROUP_TOKENS", 2 * len(PROMPT))
     found = tiny.open().prefill([PROMPT] * 5).logits
     assert calls[3:] == [(2, len(PROMPT)), (2, len(PROMPT)), (1, len(PROMPT))]
     np.testing.assert_allclose(found, np.repeat(tiny.open().prefill([PROMPT]).logits, 5, axis=0), atol=2e-4)
