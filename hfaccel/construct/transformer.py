@@ -18,19 +18,6 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Stream:
-    """What flows from part to part.
-
-    Attributes:
-        total: the sum of the parts so far, normed where norms come after the parts.
-        pending: what the last part made, where the next norm adds it.
-    """
-
-    total: onnx_ir.Value
-    pending: onnx_ir.Value | None = None
-
-
-@dataclass(frozen=True)
 class LayerWriter:
     """Writes layers into a graph.
 
@@ -46,25 +33,23 @@ class LayerWriter:
 
     def encoder(self, value: onnx_ir.Value, encoder: Any, *, mask: onnx_ir.Value | None) -> onnx_ir.Value:
         """All layers of an encoder, and its last norm where it has one."""
-        stream = Stream(value)
         for layer in encoder.layers:
             own = layer.self_attn
             attend = functools.partial(attend_text, self.graph, projections=_projections(own), heads=_heads(own), mask=mask)
-            stream = self._part(stream, layer.self_attn_layer_norm, attend, own.out_proj)
-            stream = self._feed_forward(stream, layer)
-        return self._finished(stream, encoder)
+            value = self._part(value, layer.self_attn_layer_norm, attend, own.out_proj)
+            value = self._feed_forward(value, layer)
+        return self._finished(value, encoder)
 
     def decoder(
         self, value: onnx_ir.Value, encoded: onnx_ir.Value, decoder: Any, reading: CacheReading, *, mask: onnx_ir.Value | None
     ) -> onnx_ir.Value:
         """All layers of a decoder, and its last norm where it has one."""
-        stream = Stream(value)
         for number, layer in enumerate(decoder.layers):
             own, crossing = layer.self_attn, layer.encoder_attn
             attend = functools.partial(
                 attend_cache, self.graph, projections=_projections(own), heads=_heads(own), layer=number, reading=reading
             )
-            stream = self._part(stream, layer.self_attn_layer_norm, attend, own.out_proj)
+            value = self._part(value, layer.self_attn_layer_norm, attend, own.out_proj)
             attend = functools.partial(
                 attend_encoder,
                 self.graph,
@@ -74,32 +59,27 @@ class LayerWriter:
                 layer=number,
                 mask=mask,
             )
-            stream = self._part(stream, layer.encoder_attn_layer_norm, attend, crossing.out_proj)
-            stream = self._feed_forward(stream, layer)
-        return self._finished(stream, decoder)
+            value = self._part(value, layer.encoder_attn_layer_norm, attend, crossing.out_proj)
+            value = self._feed_forward(value, layer)
+        return self._finished(value, decoder)
 
-    def _finished(self, stream: Stream, stack: Any) -> onnx_ir.Value:
-        return self._read(stream, stack.layer_norm)[0] if self.norm_first else stream.total
+    def _finished(self, value: onnx_ir.Value, stack: Any) -> onnx_ir.Value:
+        return self.graph.layer_norm(value, stack.layer_norm) if self.norm_first else value
 
-    def _feed_forward(self, stream: Stream, layer: Any) -> Stream:
+    def _feed_forward(self, value: onnx_ir.Value, layer: Any) -> onnx_ir.Value:
         def widened(value: onnx_ir.Value) -> onnx_ir.Value:
             return self.graph.activation(self.graph.linear(value, layer.fc1), self.activation)
 
-        return self._part(stream, layer.final_layer_norm, widened, layer.fc2)
+        return self._part(value, layer.final_layer_norm, widened, layer.fc2)
 
-    def _part(self, stream: Stream, norm: Any, part: Part, last: Any) -> Stream:
-        """One attention or feed-forward network, with its norm and its sum."""
-        if self.norm_first:
-            normed, total = self._read(stream, norm)
-            return Stream(total, self.graph.linear(part(normed), last))
-        made = self.graph.linear(part(stream.total), last)
-        return Stream(self.graph.added_layer_norm(stream.total, made, norm)[0])
+    def _part(self, value: onnx_ir.Value, norm: Any, part: Part, last: Any) -> onnx_ir.Value:
+        """One attention or feed-forward network, with its norm and its sum.
 
-    def _read(self, stream: Stream, norm: Any) -> tuple[onnx_ir.Value, onnx_ir.Value]:
-        """The norm of the sum, and the sum."""
-        if stream.pending is None:
-            return self.graph.layer_norm(stream.total, norm), stream.total
-        return self.graph.added_layer_norm(stream.total, stream.pending, norm)
+        Sum and norm are two nodes: they take a quarter of the time of onnxruntime's one (``SkipLayerNormalization``).
+        """
+        read = self.graph.layer_norm(value, norm) if self.norm_first else value
+        total = self.graph.node("Add", self.graph.linear(part(read), last), value, name=f"{self.graph.name_of(last)}.sum")
+        return total if self.norm_first else self.graph.layer_norm(total, norm)
 
 
 def _heads(module: Any) -> Heads:

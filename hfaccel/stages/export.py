@@ -15,6 +15,7 @@ from hfaccel.evaluate import parity
 from hfaccel.evaluate.cached_decoding import POSITION_IDS, open_for_parity
 from hfaccel.quant.layers import parameter_digests
 from hfaccel.rewrites.graphs import GRAPH_NAME, save_graph
+from hfaccel.runtime.session import first_line
 from hfaccel.source.contract import build_contract
 from hfaccel.source.text import check_tokenizer, write_tokenizer
 from hfaccel.source.torch_model import TorchRunner, attention_of, load_torch_model
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from hfaccel.recipe.schema import ExporterName, Recipe
 
 NAME: StageName = "export"
-REVISION = 11
+REVISION = 12
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 LIBRARIES = ("torch", "transformers", "mobius-onnx", "onnx", "onnx-ir", "onnxscript", "tokenizers")
 PARITY_FILE = "parity.npz"
@@ -103,9 +104,8 @@ def _compare(
     except HfaccelError:
         raise
     except Exception as error:  # limits of an operator show when it runs: GroupQueryAttention rotates multiples of 16 channels
-        lines = str(error).strip().splitlines()
         raise ExportError(
-            f"onnxruntime does not run the graph: {lines[0] if lines else type(error).__name__}",
+            f"onnxruntime does not run the graph: {first_line(error)}",
             where=f"exporter {name}, model_type {ctx.source.model_type}",
             hint="see the whole story with --debug; decoders have another exporter: --set export.exporters='[traced]'",
         ) from error
