@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from hfaccel.artifact.cache_space import cache_limit_bytes
-from hfaccel.artifact.contract import ENCODER_DECODER_TASKS
 from hfaccel.artifact.store import default_cache_folder
 from hfaccel.errors import HfaccelError, ResourceError, SettingsError, UsageError
 from hfaccel.evaluate.dataset import Dataset, Example, digest, load_dataset
@@ -273,8 +272,6 @@ def _load_data(request: CompileRequest, source: SourceModel, recipe: Recipe) -> 
         kind = source.task if sound else "feature-extraction"
         texts = load_dataset(request.calibration, task=kind, columns={}, labels=(), max_examples=count, seed=seed)
         return dataset, texts.texts(), texts.sha256
-    if source.task in ENCODER_DECODER_TASKS:
-        return dataset, (), "" if dataset is None else dataset.sha256  # no rung of theirs is calibrated, and every example counts
     if dataset is not None and source.task != "text-generation":
         calibration, rest = dataset.split_calibration(count)
         return rest, calibration, dataset.sha256

@@ -142,6 +142,7 @@ class SessionSettings:
         allow_spinning: onnxruntime: let idle worker threads wait actively.
         disabled_optimizers: onnxruntime: run-time fusions to leave out (a fusion can be a loss; the measurement says which).
         engine: what runs the graph.
+        encoder_engine: of encoder-decoders: what runs the encoder; ``engine`` runs the decoder.
         inference_precision: openvino: what is computed in float may be computed in bfloat16.
         enable_cpu_mem_arena: onnxruntime: keep freed memory for the next run.
         graph_optimization_level: onnxruntime: how far the graph is optimized when it is opened.
@@ -154,11 +155,17 @@ class SessionSettings:
     allow_spinning: bool = True
     disabled_optimizers: tuple[str, ...] = ()
     engine: Engine = "onnxruntime"
+    encoder_engine: Engine = "onnxruntime"
     inference_precision: InferencePrecision = "f32"
     enable_cpu_mem_arena: bool = True
     graph_optimization_level: GraphOptimization = "all"
     flush_denormals: bool = False
     spin_after_run: bool = True
+
+    @property
+    def engines(self) -> tuple[Engine, ...]:
+        """Every engine that takes part, once."""
+        return tuple(dict.fromkeys((self.engine, self.encoder_engine)))
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> SessionSettings:

@@ -80,7 +80,8 @@ def attend_text(
         bias: [1, heads, sequence, sequence], added to the scores.
     """
     packed = graph.linear(value, *projections)
-    query, key, content = graph.nodes("Split", packed, outputs=3, axis=-1, num_outputs=3)
+    sizes = graph.integers(*[heads.count * heads.size] * 3)
+    query, key, content = graph.nodes("Split", packed, sizes, outputs=3, axis=-1)
     return graph.nodes(
         "MultiHeadAttention", query, key, content, None, mask, bias,
         name=f"{graph.name_of(projections[0])}_attention", domain=CONTRIB, num_heads=heads.count, scale=heads.scale,

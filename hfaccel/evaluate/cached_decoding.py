@@ -5,6 +5,7 @@ So a parity check against the source, which reads the whole text at once and has
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -13,12 +14,12 @@ import numpy as np
 
 from hfaccel.artifact.contract import Contract, SessionSettings
 from hfaccel.artifact.generation import GenerationSettings
-from hfaccel.rewrites.graphs import load_graph
+from hfaccel.rewrites.graphs import load_graph, save_graph
 from hfaccel.rewrites.last_token_logits import all_token_logits
 from hfaccel.rewrites.split_encoder_decoder import split_encoder_decoder
 from hfaccel.runtime.engines import open_graph
 from hfaccel.runtime.generation.cache import cache_names, float_format, format_of
-from hfaccel.runtime.generation.encoder_decoder import EncoderDecoder
+from hfaccel.runtime.generation.encoder_decoder import EncoderDecoder, EncoderGraph, open_encoder
 from hfaccel.runtime.session import GraphSession, Runner
 
 POSITION_IDS = "position_ids"
@@ -33,7 +34,7 @@ def open_for_parity(graph: Path, contract: Contract) -> Runner:
     return runner if contract.generation is None else CachedDecoding(runner, contract.generation)
 
 
-def open_parts(graph: Path, settings: SessionSettings, *, all_logits: bool = False) -> tuple[GraphSession, GraphSession]:
+def open_parts(graph: Path, settings: SessionSettings, *, all_logits: bool = False) -> tuple[EncoderGraph, GraphSession]:
     """Encoder and decoder of a graph that holds both, as a compiled folder has them.
 
     Args:
@@ -46,8 +47,12 @@ def open_parts(graph: Path, settings: SessionSettings, *, all_logits: bool = Fal
     model = load_graph(graph)
     if all_logits:
         all_token_logits(model)
-    encoder, decoder = (onnx_ir.to_proto(part).SerializeToString() for part in split_encoder_decoder(model))
-    return GraphSession(graph, settings, content=encoder), GraphSession(graph, settings, content=decoder)
+    encoder, decoder = split_encoder_decoder(model)
+    steps = GraphSession(graph, settings, content=onnx_ir.to_proto(decoder).SerializeToString())
+    if settings.encoder_engine == "onnxruntime":
+        return GraphSession(graph, settings, content=onnx_ir.to_proto(encoder).SerializeToString()), steps
+    with tempfile.TemporaryDirectory() as folder:  # other engines read weights beside a graph from a file only
+        return open_encoder(save_graph(encoder, Path(folder)), settings), steps
 
 
 def open_with_all_logits(graph: Path, contract: Contract, settings: SessionSettings = _DEFAULT_SETTINGS) -> Runner:

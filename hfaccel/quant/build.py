@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from hfaccel.errors import RecipeError
 from hfaccel.quant.calibration import ActivationStatistics, Feeds, observe
+from hfaccel.quant.convolutions import convolution_inputs, store_convolutions
 from hfaccel.quant.eight_bit_scores import round_score_operands, score_operands
 from hfaccel.quant.gptq import store_compensated, store_nearest
 from hfaccel.quant.integer_products import store_dynamic, store_static
@@ -34,7 +35,7 @@ from hfaccel.rewrites.mask_always import mask_always
 from hfaccel.rewrites.plain_attention import spell_out_attention
 from hfaccel.rewrites.rotate_residual import NOT_ROTATABLE, rotate_residual
 from hfaccel.rewrites.score_at_once import score_in_blocks, scores_at_once
-from hfaccel.rewrites.split_encoder_decoder import decoder_nodes
+from hfaccel.rewrites.split_encoder_decoder import decoder_nodes, split_encoder_decoder
 from hfaccel.rewrites.unpack_projections import unpack_projections
 
 if TYPE_CHECKING:
@@ -75,8 +76,11 @@ class CalibrationData:
 
 
 def gather_statistics(graph: Path, batches: Sequence[Feeds], workdir: Path) -> dict[str, ActivationStatistics]:
-    """Statistics of every activation that a quantizable MatMul or fused attention's scores read; one pass serves all rungs."""
-    model = load_graph(graph)
+    """Statistics of every activation that a quantizable MatMul or fused attention's scores read; one pass serves all rungs.
+
+    Of an encoder-decoder those of the encoder, which reads ``batches`` of sources.
+    """
+    model = _calibrated(load_graph(graph))
     statistics = observe(model, _observed(model), batches, workdir=workdir)
     shutil.rmtree(workdir, ignore_errors=True)
     return statistics
@@ -84,7 +88,7 @@ def gather_statistics(graph: Path, batches: Sequence[Feeds], workdir: Path) -> d
 
 def covers(statistics: Mapping[str, ActivationStatistics], graph: Path) -> bool:
     """Whether statistics of another graph of the same model serve this one: exact rewrites keep the names of what they leave as it is."""
-    return statistics.keys() >= set(_observed(load_graph(graph)))
+    return statistics.keys() >= set(_observed(_calibrated(load_graph(graph))))
 
 
 @dataclass(frozen=True)
@@ -168,12 +172,15 @@ def prepare_graph(rung: Rung, graph: Path, calibration: CalibrationData, *, scra
     matmuls = tuple(site.node for site in matmul_sites(model) if site.node not in split)
     ranges: dict[str, tuple[float, float]] | None = None
     if rung.scheme == "static":
-        activations = _activations(model, matmuls)
+        calibrated = _calibrated(model)
+        activations = _activations(calibrated, matmuls)
         if rung.calibration == "percentile":  # a histogram cannot be derived from that of the unchanged graph
-            statistics = observe(model, activations, calibration.batches, workdir=scratch, histograms=True)
+            statistics = observe(calibrated, activations, calibration.batches, workdir=scratch, histograms=True)
         ranges = {name: statistics[name].range(rung.calibration) for name in activations}
         if rung.eight_bit_scores:
-            ranges |= {name: calibration.statistics[name].range("minmax") for name in score_operands(model)}
+            ranges |= {name: calibration.statistics[name].range("minmax") for name in score_operands(calibrated)}
+        if rung.eight_bit_convolutions:
+            ranges |= {name: calibration.statistics[name].range("minmax") for name in convolution_inputs(calibrated)}
     in_channels = tuple(name for name in matmuls if name in read_norms) if rung.prompt_graph else ()
     to_turn = tuple(name for name in _but_head(model, matmuls) if name not in read_norms) if rung.prompt_graph else ()
     return PreparedGraph(model, matmuls, split, ranges, calibration.batches, in_channels, to_turn, massive)
@@ -254,12 +261,14 @@ def _write_integers(rung: Rung, prepared: PreparedGraph, nodes: Sequence[str], f
     elif prepared.ranges is None:
         store_dynamic(model, nodes, weights, per_channel=rung.per_channel)
     else:
-        portable = rung.engine != "onnxruntime"
-        store_static(model, nodes, prepared.ranges, weights, per_channel=rung.per_channel, portable=portable)
+        store_static(model, nodes, prepared.ranges, weights, per_channel=rung.per_channel, portable=rung.portable)
+        of_decoder = decoder_nodes(model)  # which onnxruntime runs
+        if rung.eight_bit_convolutions:
+            store_convolutions(model, prepared.ranges, weights, exclude=of_decoder)
         if rung.eight_bit_scores:
-            unpack_projections(model)
-            round_score_operands(model, prepared.ranges)
-            spell_out_attention(model)
+            unpack_projections(model, exclude=of_decoder)
+            round_score_operands(model, prepared.ranges, exclude=of_decoder)
+            spell_out_attention(model, exclude=of_decoder)
     if rung.quantize_embeddings:
         quantize_tables(model, rung)
         drop_unused(model)
@@ -373,9 +382,14 @@ def first_texts(batches: Sequence[Feeds]) -> list[Feeds]:
     return [{name: array[:FIRST_TEXTS] for name, array in batch.items()} for batch in batches]
 
 
+def _calibrated(model: onnx_ir.Model) -> onnx_ir.Model:
+    """What reads calibration data: of an encoder-decoder the encoder, of others all of it."""
+    return split_encoder_decoder(model)[0] if decoder_nodes(model) else model
+
+
 def _observed(model: onnx_ir.Model) -> list[str]:
     """What the statistics of a float graph are of."""
-    return list(dict.fromkeys((*_activations(model), *score_operands(model))))
+    return list(dict.fromkeys((*_activations(model), *score_operands(model), *convolution_inputs(model))))
 
 
 def _activations(model: onnx_ir.Model, nodes: Collection[str] | None = None) -> list[str]:

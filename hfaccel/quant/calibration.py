@@ -90,19 +90,21 @@ def observe(
 
     Args:
         model: the float graph; it is not changed.
-        names: values of shape [batch, sequence, channels] or [tokens, channels].
-        batches: feeds with an ``attention_mask``.
+        names: values of shape [batch, sequence, channels] or [tokens, channels], inputs among them. Of any other shape the smallest and the
+            largest of all are right, those of a channel are not.
+        batches: feeds; where they have an ``attention_mask``, padding does not count.
         workdir: where the instrumented graph may lie meanwhile.
         histograms: also gather what percentile ranges need.
     """
     session = open_with_outputs(model, names, workdir)
     statistics: dict[str, ActivationStatistics] = {}
     for feeds in batches:
-        mask = feeds["attention_mask"].astype(bool)
+        mask = feeds["attention_mask"].astype(bool) if "attention_mask" in feeds else None
         outputs = session.run(feeds)
         for name in names:
-            values = outputs[name]
-            tokens = values[mask] if values.shape[:2] == mask.shape else values.reshape(-1, values.shape[-1])
+            values = outputs[name] if name in outputs else feeds[name]
+            padded = mask is not None and values.shape[:2] == mask.shape
+            tokens = values[mask] if padded else values.reshape(-1, values.shape[-1])
             if name not in statistics:
                 statistics[name] = ActivationStatistics.empty(tokens.shape[-1])
             statistics[name].update(tokens, histogram=histograms)

@@ -15,7 +15,7 @@ from hfaccel.rewrites.fuse_attention import ATTENTION
 from hfaccel.rewrites.graphs import new_initializer
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     import onnx_ir
 
@@ -31,17 +31,20 @@ def score_operands(model: onnx_ir.Model) -> tuple[str, ...]:
     return tuple(dict.fromkeys(value.name or "" for value in values if value is not None))
 
 
-def round_score_operands(model: onnx_ir.Model, ranges: Mapping[str, tuple[float, float]]) -> int:
+def round_score_operands(
+    model: onnx_ir.Model, ranges: Mapping[str, tuple[float, float]], *, exclude: Collection[str] = ()
+) -> int:
     """Round every query and key of fused attention to 8 bit and back; returns how many were.
 
     Args:
         model: changed in place.
         ranges: lowest and highest value by name; what has none is left alone.
+        exclude: names of nodes that are left as they are.
     """
     import onnx_ir
 
     known: dict[str, onnx_ir.Value] = {}
-    for node in [node for node in model.graph if node.op_type == ATTENTION]:
+    for node in [node for node in model.graph if node.op_type == ATTENTION and node.name not in exclude]:
         for place, value in enumerate(node.inputs[:_QUERY_AND_KEY]):
             if value is None or value.name is None or value.name not in ranges:
                 continue

@@ -1,9 +1,9 @@
 """SmoothQuant: move the outliers of an activation into the weights that it meets, where 8 bits per channel can hold them.
 
 After Xiao et al., "SmoothQuant: Accurate and Efficient Post-Training Quantization for Large Language Models" (2022): with
-``s_k = max|x_k|^alpha / max|w_k|^(1 - alpha)``, ``x W = (x / s) (s W)``. The division is a Mul of its own rather than folded
-into the norm before it, because in post-norm encoders the norm's result also feeds the residual path. What an attention gives is a mean of
-values, channel by channel, so there the division goes into the product that makes the values.
+``s_k = max|x_k|^alpha / max|w_k|^(1 - alpha)``, ``x W = (x / s) (s W)``. The division goes into the norm before the product where products
+alone read it; in encoders whose norms also feed the residual path it is a Mul of its own. What an attention gives is a mean of values,
+channel by channel, so there the division goes into the product that makes the values.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ def smooth_activations(
 
     nodes = {node.name: node for node in model.graph}
     readers: dict[str, list[onnx_ir.Node]] = {}
+    products = {nodes[site.node] for site in matmul_sites(model)}
     for site in matmul_sites(model):
         if site.activation in names and site.activation in statistics and site.node not in exclude:
             readers.setdefault(site.activation, []).append(nodes[site.node])
@@ -59,7 +60,10 @@ def smooth_activations(
         factor = (1.0 / scale).astype(np.float32)
         for node, weight in zip(matmuls, weights, strict=True):
             node.replace_input_with(1, new_initializer(model, f"{node.name}_smoothed_weight", weight * scale[:, None]))
-        if {use.node for use in activation.uses()} == set(matmuls) and scale_values(model, activation, factor):
+        others = {use.node for use in activation.uses()}.difference(matmuls)
+        if (not others and scale_values(model, activation, factor)) or (
+            others <= products and scale_norm(model, activation, factor, others)
+        ):
             statistics[name] = statistics[name].scaled(factor)
             continue
         constant = new_initializer(model, f"{name}_smoothing", factor)
@@ -71,6 +75,34 @@ def smooth_activations(
         for node in matmuls:
             node.replace_input_with(0, product.outputs[0])
     return len(readers)
+
+
+def scale_norm(model: onnx_ir.Model, activation: onnx_ir.Value, factor: np.ndarray, unscaled: Collection[onnx_ir.Node]) -> bool:
+    """Multiply what a norm gives by a factor [channels], in its weight and bias.
+
+    Args:
+        model: changed in place.
+        activation: read by products alone.
+        factor: to multiply by.
+        unscaled: those of the products whose weights take it back.
+
+    Returns:
+        False, and the graph is as it was, where ``activation`` is something else.
+    """
+    norm = activation.producer()
+    if norm is None or norm.op_type != "LayerNormalization" or activation.is_graph_output():
+        return False
+    constants = [value for value in norm.inputs[1:] if value is not None]
+    if any(value.const_value is None for value in constants):
+        return False
+    for place, value in enumerate(constants, 1):
+        assert value.const_value is not None  # seen above
+        norm.replace_input_with(
+            place, new_initializer(model, f"{norm.name}_smoothed_{place}", value.const_value.numpy() * factor)
+        )
+    for node in unscaled:
+        node.replace_input_with(1, new_initializer(model, f"{node.name}_unsmoothed_weight", _weight(node) / factor[:, None]))
+    return True
 
 
 def scale_values(model: onnx_ir.Model, attention: onnx_ir.Value, factor: np.ndarray) -> bool:

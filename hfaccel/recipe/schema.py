@@ -109,7 +109,8 @@ class Rung(Section):
             few tokens, while the encoder computes many at once.
         quantize_embeddings: also store embedding tables in 8 bit (whatever the bits of the weights).
         calibration: range estimator of the static scheme.
-        eight_bit_scores: static in openvino: queries and keys of fused attention are rounded to 8 bit too.
+        eight_bit_scores: static in openvino: queries and keys of fused attention are rounded to 8 bit too; of encoder-decoders those of the encoder.
+        eight_bit_convolutions: static in openvino: convolutions compute in 8 bit too.
         weight_only_bits: weight-only: bits of a weight; 8 is nearly exact, 4 is for size.
         block_size: weight-only: how many inputs of an output channel share a scale; smaller blocks are closer and slower.
         symmetric: weight-only: without a zero point per block.
@@ -137,6 +138,8 @@ class Rung(Section):
         least_budget: the rung competes only where at least this loss is allowed: with less it is known to be refused, after it has
             cost its time.
         engine: what runs this candidate.
+        encoder_engine: of encoder-decoders: what runs the encoder alone, whose products the scheme ``static`` stores for it; ``engine`` runs
+            the decoder.
         inference_precision: openvino: compute what is float in bfloat16; auto does where the target has it and it is measured to be faster.
         disabled_optimizers: onnxruntime fusions to leave out when this candidate runs.
         allow_spinning: onnxruntime: let idle worker threads wait actively.
@@ -158,6 +161,7 @@ class Rung(Section):
     quantize_embeddings: bool = False
     calibration: Literal["minmax", "percentile"] = "minmax"
     eight_bit_scores: bool = False
+    eight_bit_convolutions: bool = False
     weight_only_bits: Literal[4, 8] = 8
     block_size: Literal[16, 32, 64, 128, 256] = 128
     symmetric: bool = True
@@ -172,6 +176,7 @@ class Rung(Section):
     objectives: tuple[Objective, ...] = ()
     least_budget: float = Field(default=0.0, ge=0, lt=1)
     engine: Engine = "onnxruntime"
+    encoder_engine: Engine = "onnxruntime"
     inference_precision: InferencePrecision | Literal["auto"] = "f32"
     disabled_optimizers: tuple[str, ...] = ()
     allow_spinning: bool = True
@@ -185,10 +190,15 @@ class Rung(Section):
         return self.scheme == "static" or self.smooth is not None or self.outlier_neurons > 0
 
     @property
+    def needs_runs(self) -> bool:
+        """Whether building this rung runs the whole graph on calibration texts."""
+        measures = self.keep_float > 0 or self.massive_channels > 0 or self.cache_bits is not None
+        return measures or self.method in _CALIBRATED_METHODS
+
+    @property
     def needs_calibration(self) -> bool:
         """Whether this rung can be built only with calibration texts."""
-        measures = self.keep_float > 0 or self.massive_channels > 0 or self.cache_bits is not None
-        return self.needs_statistics or measures or self.method in _CALIBRATED_METHODS
+        return self.needs_statistics or self.needs_runs
 
     @property
     def precision(self) -> Precision:
@@ -204,6 +214,11 @@ class Rung(Section):
         """Whether fused attention reads its mask even where there is nothing to mask: only onnxruntime gains by asking first."""
         return self.graph == "fused" and self.engine != "onnxruntime"
 
+    @property
+    def portable(self) -> bool:
+        """Whether its calibrated products are stored in standard operators, which any engine reads."""
+        return self.scheme == "static" and {self.engine, self.encoder_engine} != {"onnxruntime"}
+
     def for_target(self, *, bf16: bool) -> Rung:
         """This rung with the precision that ``auto`` stands for on a target with or without bfloat16."""
         if self.inference_precision != "auto":
@@ -217,7 +232,7 @@ class Rung(Section):
     def quantization(self) -> Rung:
         """This rung with nothing but what makes its graph: rungs that differ in the rest share one graph."""
         own = self.scheme == "static" or self.masks_always  # each engine has operators, or a graph, of its own
-        others = _SESSION_FIELDS - {"engine"} if own else _SESSION_FIELDS
+        others = _SESSION_FIELDS - {"engine", "encoder_engine"} if own else _SESSION_FIELDS
         return Rung(**{**self.model_dump(exclude={*others, "objectives", "least_budget"}), "name": "any"})
 
     def contradictions(self) -> tuple[tuple[str, str], ...]:
@@ -226,7 +241,7 @@ class Rung(Section):
         if self.engine == "onnxruntime" and self.inference_precision != "f32":
             found.append(("inference_precision", f"onnxruntime cannot compute float graphs in {self.inference_precision}"))
         if self.engine != "onnxruntime":
-            others = self._changed(_SESSION_FIELDS - {"engine", "inference_precision"})
+            others = self._changed(_SESSION_FIELDS - {"engine", "inference_precision", "encoder_engine"})
             found += [(name, f"{self.engine} has no such setting") for name in others]
         if self.cache_bits is not None and self.engine != "onnxruntime":
             found.append(
@@ -238,13 +253,27 @@ class Rung(Section):
             found += self._weight_only_contradictions()
         else:
             found += [(name, f"the scheme {self.scheme} has no blocks") for name in self._changed(_WEIGHT_ONLY_FIELDS)]
-        if self.eight_bit_scores and not (self.scheme == "static" and self.masks_always):
+        if self.eight_bit_scores and not (self.portable and self.graph == "fused"):
             found.append(("eight_bit_scores", "only static on the fused graph in openvino has them"))
+        if self.eight_bit_convolutions and not self.portable:
+            found.append(("eight_bit_convolutions", "only static in openvino has them"))
+        if self.encoder_engine != "onnxruntime":
+            found += self._encoder_engine_contradictions()
         if self.scheme == "dynamic" and self.engine != "onnxruntime":
             found.append(("engine", f"only onnxruntime has products with the range of each call, {self.engine} has none"))
         if self.scheme == "per-token":
             found += self._per_token_contradictions()
         return tuple(found)
+
+    def _encoder_engine_contradictions(self) -> list[tuple[str, str]]:
+        found = []
+        if self.engine != "onnxruntime":
+            found.append(("encoder_engine", f"{self.engine} runs all of an encoder already"))
+        if self.scheme != "static":
+            found.append(("encoder_engine", "only products of the scheme static are stored as another engine reads them"))
+        elif not self.blockwise_decoder:
+            found.append(("encoder_engine", "the decoder stays with onnxruntime: give it blocks with blockwise_decoder"))
+        return found
 
     def _per_token_contradictions(self) -> list[tuple[str, str]]:
         found = []

@@ -18,15 +18,22 @@ from hfaccel.rewrites.fuse_attention import ATTENTION, KEY_AXES, NEVER, PART_AXE
 from hfaccel.rewrites.graphs import new_initializer, shared_initializer, take_over
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     import onnx_ir
 
 _MASK, _BIAS = 4, 5
 """Places of the mask and of the bias of positions among the operator's inputs; a bias of the products, before them, must not be there."""
 
 
-def spell_out_attention(model: onnx_ir.Model) -> int:
-    """Replace every fused attention with a mask of the padding and without a scale of its own; returns their number."""
-    found = [node for node in model.graph if _is_masked(node)]
+def spell_out_attention(model: onnx_ir.Model, *, exclude: Collection[str] = ()) -> int:
+    """Replace every fused attention with a mask of the padding and without a scale of its own; returns their number.
+
+    Args:
+        model: changed in place.
+        exclude: names of nodes that are left as they are.
+    """
+    found = [node for node in model.graph if node.name not in exclude and _is_masked(node)]
     masks: dict[onnx_ir.Value, onnx_ir.Value] = {}
     for node in found:
         padding = node.inputs[_MASK]

@@ -19,12 +19,20 @@ from hfaccel.rewrites.drop_unused import drop_unused
 from hfaccel.rewrites.graphs import constant_input, new_initializer, producer_of, read_instead, shared_initializer
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     import onnx_ir
 
 
-def unpack_projections(model: onnx_ir.Model) -> int:
-    """Unpack every product with a bias whose result is cut along its channels; returns how many products that were."""
-    found = [(split, product) for split in model.graph if (product := _packed(split)) is not None]
+def unpack_projections(model: onnx_ir.Model, *, exclude: Collection[str] = ()) -> int:
+    """Unpack every product with a bias whose result is cut along its channels; returns how many products that were.
+
+    Args:
+        model: changed in place.
+        exclude: names of nodes that are left as they are.
+    """
+    splits = [node for node in model.graph if node.name not in exclude]
+    found = [(split, product) for split in splits if (product := _packed(split)) is not None]
     for split, product in found:
         _unpack(model, split, product)
     if found:

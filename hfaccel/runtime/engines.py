@@ -11,7 +11,7 @@ from pathlib import Path
 from hfaccel.artifact.contract import ENGINES, Engine, SessionSettings
 from hfaccel.errors import IntegrityError
 from hfaccel.runtime.openvino_session import OpenVinoSession
-from hfaccel.runtime.session import GraphSession, Runner
+from hfaccel.runtime.session import GraphSession
 
 _DEFAULT_SETTINGS = SessionSettings()
 
@@ -20,7 +20,7 @@ class EngineFallbackWarning(UserWarning):
     """The engine that a model was compiled for is not installed, and onnxruntime runs it instead."""
 
 
-def open_graph(path: Path, settings: SessionSettings = _DEFAULT_SETTINGS) -> Runner:
+def open_graph(path: Path, settings: SessionSettings = _DEFAULT_SETTINGS) -> GraphSession | OpenVinoSession:
     """Open a graph in the engine that its settings name.
 
     Raises:
@@ -47,20 +47,22 @@ def with_installed_engine(settings: SessionSettings) -> SessionSettings:
         IntegrityError: this version does not know the engine.
     """
     _check_known(settings)
-    if engine_available(settings.engine):
+    missing = next((engine for engine in settings.engines if not engine_available(engine)), None)
+    if missing is None:
         return settings
     warnings.warn(
-        f"the model was compiled for {settings.engine}, which is not installed: onnxruntime runs it, with other speed and "
-        f"slightly other numbers than were measured (run: pip install 'hfaccel[{settings.engine}]')",
+        f"the model was compiled for {missing}, which is not installed: onnxruntime runs it, with other speed and "
+        f"slightly other numbers than were measured (run: pip install 'hfaccel[{missing}]')",
         EngineFallbackWarning,
         stacklevel=3,
     )
-    return replace(settings, engine="onnxruntime", inference_precision="f32")
+    return replace(settings, engine="onnxruntime", encoder_engine="onnxruntime", inference_precision="f32")
 
 
 def _check_known(settings: SessionSettings) -> None:
-    if settings.engine not in ENGINES:
+    unknown = {settings.engine, settings.encoder_engine}.difference(ENGINES)
+    if unknown:
         raise IntegrityError(
-            f"this version does not know the engine {settings.engine!r}",
+            f"this version does not know the engine {unknown.pop()!r}",
             hint=f"known engines: {', '.join(ENGINES)}; update hfaccel",
         )

@@ -61,8 +61,7 @@ def load(folder: str | Path, *, threads: int | None = None, huge_pages: bool | N
         ) from error
     if Path(graph).name != graph:
         raise IntegrityError(f"the graph {graph!r} is not a file of the folder", where=str(manifest_path))
-    if contract.generation is None:
-        settings = with_installed_engine(settings)
+    settings = with_installed_engine(settings)
     model = _open(place, graph, contract, settings)
     give_back_freed_memory()
     if opens_in_huge_pages(place, settings) if huge_pages is None else huge_pages:

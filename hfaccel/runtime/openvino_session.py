@@ -31,6 +31,7 @@ class OpenVinoSession:
         settings: threads, and the precision of what is computed in float.
 
     Attributes:
+        path: as given.
         input_names: inputs that the graph reads.
         output_names: outputs in graph order.
 
@@ -40,7 +41,7 @@ class OpenVinoSession:
     """
 
     def __init__(self, path: Path, settings: SessionSettings) -> None:
-        self._path = path
+        self.path = path
         check_graph_file(path)
         openvino = import_openvino()
         options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": settings.inference_precision}
@@ -65,7 +66,7 @@ class OpenVinoSession:
         Raises:
             IntegrityError: the graph reads an input that ``feeds`` does not hold.
         """
-        values = read_feeds(self.input_names, feeds, self._path)
+        values = read_feeds(self.input_names, feeds, self.path)
         try:
             request = self._idle.get_nowait()
         except queue.Empty:

@@ -1,4 +1,4 @@
-"""Texts as padded batches: for calibration, and for measuring sensitivity where there is no calibration data."""
+"""Texts (or sounds) as padded batches: for calibration, and for measuring sensitivity where there is no calibration data."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hfaccel.evaluate.cached_decoding import POSITION_IDS, empty_past
+from hfaccel.evaluate.example import Example
+from hfaccel.evaluate.teacher_forcing import AnswerReader
 from hfaccel.runtime.batching import pad, plan_batches
 from hfaccel.runtime.tokenizer import Encoded, TextTokenizer
 
 if TYPE_CHECKING:
+    from hfaccel.artifact.contract import Contract
     from hfaccel.artifact.generation import GenerationSettings
     from hfaccel.evaluate.dataset import Dataset
     from hfaccel.quant.calibration import Feeds
@@ -25,7 +28,10 @@ UNKNOWN_SHARE = 0.3
 
 
 def calibration_batches(ctx: StageContext) -> list[Feeds]:
-    """Calibration texts as padded batches of similar length, in random order; empty when there are none."""
+    """Calibration texts as padded batches of similar length, in random order; empty when there are none.
+
+    Of an encoder-decoder what its encoder reads: texts, or windows of sound, one by one.
+    """
     return _batches(ctx.calibration, ctx)
 
 
@@ -39,13 +45,23 @@ def _batches(texts: Sequence[Any], ctx: StageContext) -> list[Feeds]:
         return []
     contract = ctx.artifacts["export"].contract
     if contract.generation is not None and contract.generation.encoder is not None:
-        return []  # no rung of an encoder-decoder measures activations yet
+        return _source_batches(texts, contract, ctx)
     tokenizer = TextTokenizer(ctx.artifacts["export"].folder, contract.text)
     encoded = mostly_known(tokenizer.encode(texts), tokenizer.unknown_id)
     order = plan_batches([len(item.ids) for item in encoded], max_batch=CALIBRATION_BATCH, max_tokens=CALIBRATION_TOKENS)
     np.random.default_rng(ctx.recipe.seed).shuffle(order)
     batches: list[Feeds] = [pad([encoded[index] for index in batch], contract.text) for batch in order]
     return batches if contract.generation is None else [_with_empty_past(feeds, contract.generation) for feeds in batches]
+
+
+def _source_batches(sources: Sequence[Any], contract: Contract, ctx: StageContext) -> list[Feeds]:
+    reader = AnswerReader(ctx.artifacts["export"].folder, contract)
+    examples = [example for source in sources if reader.can_read(example := Example(source))]
+    speech = reader.encoder.speech is not None  # a window has as many values as a batch of texts
+    lengths = [max(1, reader.source_length(example)) for example in examples]
+    order = plan_batches(lengths, max_batch=1 if speech else CALIBRATION_BATCH, max_tokens=CALIBRATION_TOKENS)
+    np.random.default_rng(ctx.recipe.seed).shuffle(order)
+    return [reader.source_feeds([examples[index] for index in batch]) for batch in order]
 
 
 def mostly_known(encoded: Sequence[Encoded], unknown_id: int | None) -> Sequence[Encoded]:

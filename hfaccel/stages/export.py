@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from hfaccel.recipe.schema import ExporterName, Recipe
 
 NAME: StageName = "export"
-REVISION = 12
+REVISION = 13
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 LIBRARIES = ("torch", "transformers", "mobius-onnx", "onnx", "onnx-ir", "onnxscript", "tokenizers")
 PARITY_FILE = "parity.npz"

@@ -34,12 +34,13 @@ from hfaccel.stages.race import Entrant, RaceResult, quick_race, with_timings
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from hfaccel.artifact.contract import Contract
     from hfaccel.quant.calibration import ActivationStatistics
     from hfaccel.recipe.schema import GraphScope, Recipe, Rung
     from hfaccel.recipe.targets import TargetProfile
 
 NAME: StageName = "quantize"
-REVISION = 32
+REVISION = 33
 LIBRARIES = ("onnx", "onnx-ir", "onnxruntime", "openvino", "tokenizers", "numpy")
 
 GRAPHS = "graphs"
@@ -144,7 +145,9 @@ def refusal(rung: Rung, recipe: Recipe, target: TargetProfile, *, on_target: boo
         target: that the artifact is compiled for.
         on_target: whether candidates are timed: an engine beside onnxruntime is chosen by measurement only.
     """
-    engine, quantize = rung.engine, recipe.quantize
+    quantize = recipe.quantize
+    # Beside openvino for an encoder onnxruntime runs the decoder whoever may compete.
+    engine = rung.encoder_engine if rung.engine == "onnxruntime" else rung.engine
     if not is_for_objective(rung, recipe):
         return "not-for-objective", f"competes only for the objective {' or '.join(rung.objectives)} (--objective)"
     if _is_hopeless(rung, recipe):
@@ -174,14 +177,12 @@ def _build(
     refused = refusal(rung, ctx.recipe, ctx.target, on_target=ctx.on_target)
     if refused is not None:
         return replace(empty, reason=refused[0], detail=refused[1])
-    unfit = why_no_quantized_cache(load_graph(parents[rung.graph].graph_path)) if rung.cache_bits else None
+    unfit = _why_unfit(rung, parents[rung.graph].graph_path, ctx.artifacts["export"].contract)
     if unfit is not None:
         return replace(empty, reason="not-supported-by-model", detail=unfit)
     if rung.needs_calibration and not calibration.batches:
         detail = "static ranges, smoothing and outliers are measured on real text: give --calibration FILE or --data FILE"
         return replace(empty, reason="needs-calibration-data", detail=detail)
-    if rung.rotate is True and not can_rotate(load_graph(parents[rung.graph].graph_path)):
-        return replace(empty, reason="not-supported-by-model", detail=NOT_ROTATABLE)
     folder = ctx.workdir / "candidates" / rung.name
     folder.mkdir(parents=True)
     try:
@@ -208,6 +209,24 @@ def _build(
         return _dropped(made, "not-finite", "the graph gives NaN or infinity", ctx)
     limited = _limited(made, ctx)
     return made if limited.reason is None else _dropped(made, limited.reason, limited.detail, ctx)
+
+
+def _why_unfit(rung: Rung, graph: Path, contract: Contract) -> str | None:
+    """What of a rung this model has no place for; None: nothing."""
+    encodes_only = contract.generation is None
+    encodes_first = contract.generation is not None and contract.generation.encoder is not None
+    if rung.engine != "onnxruntime" and not encodes_only:
+        return f"only onnxruntime runs a decoder with its cache, {rung.engine} at most an encoder before it (encoder_engine)"
+    if rung.encoder_engine != "onnxruntime" and not encodes_first:
+        return f"the model has no encoder beside a decoder, which alone could run in {rung.encoder_engine} (encoder_engine)"
+    if encodes_first and rung.needs_statistics and not rung.blockwise_decoder:
+        return "only the encoder of an encoder-decoder is calibrated: give the decoder blocks (blockwise_decoder)"
+    if encodes_first and rung.needs_runs:
+        return "only the encoder of an encoder-decoder is calibrated, and only for ranges, smoothing and outlier neurons"
+    unfit = why_no_quantized_cache(load_graph(graph)) if rung.cache_bits else None
+    if unfit is None and rung.rotate is True and not can_rotate(load_graph(graph)):
+        return NOT_ROTATABLE
+    return unfit
 
 
 def _limited(candidate: Candidate, ctx: StageContext) -> Candidate:

@@ -12,10 +12,14 @@ import onnxruntime
 from hfaccel.artifact.contract import SessionSettings
 from hfaccel.artifact.generation import GenerationSettings
 from hfaccel.errors import DataError, IntegrityError
+from hfaccel.runtime.engines import open_graph
 from hfaccel.runtime.generation.cache import KeyValueCache, cache_names
 from hfaccel.runtime.generation.decoding import LOGITS_TO_KEEP, POSITIONS, TOKEN_INPUTS, Decoding, check_prompts
 from hfaccel.runtime.generation.memory import Memory
+from hfaccel.runtime.openvino_session import OpenVinoSession
 from hfaccel.runtime.session import GraphSession, read_feeds
+
+EncoderGraph = GraphSession | OpenVinoSession
 
 _SOURCE_MASK = "attention_mask"
 _MEMORY_MASK = "encoder_attention_mask"
@@ -42,7 +46,7 @@ class EncoderDecoder:
         IntegrityError: the graphs are no such pair.
     """
 
-    def __init__(self, encoder: GraphSession, decoder: GraphSession, generation_settings: GenerationSettings) -> None:
+    def __init__(self, encoder: EncoderGraph, decoder: GraphSession, generation_settings: GenerationSettings) -> None:
         _check_encoder(encoder, generation_settings.layers)
         _check_decoder(decoder, generation_settings.layers, masked=_SOURCE_MASK in encoder.input_names)
         self.settings = generation_settings
@@ -64,12 +68,13 @@ class EncoderDecoder:
         """Open both graphs from their files.
 
         Raises:
-            IntegrityError: a file is missing, onnxruntime cannot open it, or the graphs are no such pair.
+            IntegrityError: a file is missing, its engine cannot open it, or the graphs are no such pair.
+            MissingExtraError: the engine of the encoder is not installed.
         """
         # Threads of the one that wait actively after its run would take the cores from the other.
         shared = replace(session_settings, spin_after_run=False)
-        encoder, decoder = GraphSession(encoder_path, shared), GraphSession(decoder_path, shared)
-        return cls(encoder, decoder, generation_settings)
+        decoder = GraphSession(decoder_path, shared)
+        return cls(open_encoder(encoder_path, shared), decoder, generation_settings)
 
     def encode(self, feeds: Mapping[str, np.ndarray]) -> Memory:
         """Read the sources.
@@ -87,13 +92,7 @@ class EncoderDecoder:
         }
         if any(array.size == 0 for array in given.values()):
             raise DataError("there is nothing to encode", hint="give at least one source that is not empty")
-        binding = self._encoder.session.io_binding()
-        for name, array in given.items():
-            binding.bind_cpu_input(name, array)
-        for name in self._encoder.output_names:
-            binding.bind_output(name, "cpu")
-        self._encoder.session.run_with_iobinding(binding)
-        values = dict(zip(self._encoder.output_names, binding.get_outputs(), strict=True))
+        values = _bound_outputs(self._encoder, given)
         if _SOURCE_MASK in given:
             values[_MEMORY_MASK] = _shared(given[_SOURCE_MASK])
         return Memory(values)
@@ -126,11 +125,34 @@ def cross_names(layers: int) -> list[str]:
     return [f"cross.{layer}.{part}" for layer in range(layers) for part in ("key", "value")]
 
 
+def open_encoder(path: Path, settings: SessionSettings) -> EncoderGraph:
+    """Open the encoder of an encoder-decoder in the engine that its settings name for it.
+
+    Raises:
+        IntegrityError: the file is missing, or its engine cannot open it.
+        MissingExtraError: the engine is not installed.
+    """
+    return open_graph(path, replace(settings, engine=settings.encoder_engine))
+
+
+def _bound_outputs(encoder: EncoderGraph, given: Mapping[str, np.ndarray]) -> dict[str, onnxruntime.OrtValue]:
+    """Outputs of an encoder by name, each on memory of its own, as onnxruntime hands it on without a copy."""
+    if isinstance(encoder, OpenVinoSession):
+        return {name: _shared(array) for name, array in encoder.run(given).items()}
+    binding = encoder.session.io_binding()
+    for name, array in given.items():
+        binding.bind_cpu_input(name, array)
+    for name in encoder.output_names:
+        binding.bind_output(name, "cpu")
+    encoder.session.run_with_iobinding(binding)
+    return dict(zip(encoder.output_names, binding.get_outputs(), strict=True))
+
+
 def _shared(array: np.ndarray) -> onnxruntime.OrtValue:
     return onnxruntime.OrtValue.ortvalue_from_numpy(array)
 
 
-def _check_encoder(graph: GraphSession, layers: int) -> None:
+def _check_encoder(graph: EncoderGraph, layers: int) -> None:
     named, given = set(cross_names(layers)), set(graph.output_names)
     if named != given:
         lacks = sorted(named - given)
