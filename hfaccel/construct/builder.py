@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
     Shape = Sequence[int | str]
 
-OPSET = 23
+OPSET = 20
+"""The newest in which onnxruntime opens rounded values that are reshaped: from 21 on its propagation of ``QuantizeLinear`` fails on them."""
+_OPSETS = {"RMSNormalization": 23}
+"""Of operators that are newer."""
 CONTRIB = "com.microsoft"
 
 
@@ -138,12 +141,13 @@ class GraphBuilder:
         """All of it as a model."""
         import onnx_ir
 
+        opset = max(_OPSETS.get(node.op_type, OPSET) for node in self._nodes)
         graph = onnx_ir.Graph(
             self._inputs,
             self._outputs,
             nodes=self._nodes,
             initializers=list(self._constants.values()),
-            opset_imports={"": OPSET, CONTRIB: 1},
+            opset_imports={"": opset, CONTRIB: 1},
             name="encoder_decoder",
         )
         return onnx_ir.Model(graph, ir_version=10, producer_name="hfaccel")

@@ -12,6 +12,13 @@ from hfaccel.errors import RecipeError
 from hfaccel.quant.calibration import ActivationStatistics, Feeds, observe
 from hfaccel.quant.convolutions import convolution_inputs, store_convolutions
 from hfaccel.quant.eight_bit_scores import round_score_operands, score_operands
+from hfaccel.quant.eight_bit_shares import (
+    attention_values,
+    center_all_values,
+    harmless,
+    round_shares_and_values,
+    share_errors,
+)
 from hfaccel.quant.gptq import store_compensated, store_nearest
 from hfaccel.quant.integer_products import store_dynamic, store_static
 from hfaccel.quant.layers import has_eight_bits, part_of, weight_name
@@ -48,6 +55,10 @@ FIRST_TEXTS = 4
 
 MASSIVE_BATCHES = 2
 """Calibration batches whose first texts are looked through for massive channels: every text has them, at its first token."""
+
+
+SHARE_BATCHES = 3
+"""Calibration batches whose first texts show what rounded shares of attention do."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +115,7 @@ class PreparedGraph:
         in_channels: MatMuls that read what a rotated norm gives, whose weights have one scale per channel for the graph for prompts.
         to_turn: all others that such a graph computes in 8 bit.
         massive: channels of those that such a graph computes in float.
+        round_shares: names of the attentions that round shares and values to 8 bit.
     """
 
     model: onnx_ir.Model
@@ -114,6 +126,7 @@ class PreparedGraph:
     in_channels: tuple[str, ...] = ()
     to_turn: tuple[str, ...] = ()
     massive: Mapping[str, MassiveChannels] = field(default_factory=dict)
+    round_shares: tuple[str, ...] = ()
 
 
 def build_candidate(
@@ -159,6 +172,7 @@ def prepare_graph(rung: Rung, graph: Path, calibration: CalibrationData, *, scra
     read_norms = _rotate(rung, model, graph) if rung.rotate else ()
     head_parts = split_head(model) if rung.split_head else {}
     read_norms = tuple(part for name in read_norms for part in head_parts.get(name, (name,)))
+    round_shares = _round_shares(rung, model, statistics, calibration.batches, scratch=scratch) if rung.eight_bit_shares else ()
     split: tuple[str, ...] = ()
     feed_forward_inputs = {block.down.inputs[0].name for block in feed_forward_blocks(model) if block.down.inputs[0] is not None}
     massive = _massive(rung, model, graph, calibration, exclude=read_norms, scratch=scratch) if rung.massive_channels else {}
@@ -179,11 +193,26 @@ def prepare_graph(rung: Rung, graph: Path, calibration: CalibrationData, *, scra
         ranges = {name: statistics[name].range(rung.calibration) for name in activations}
         if rung.eight_bit_scores:
             ranges |= {name: calibration.statistics[name].range("minmax") for name in score_operands(calibrated)}
+            values = {
+                node.inputs[2].name for node in calibrated.graph if node.name in round_shares and node.inputs[2] is not None
+            }
+            ranges |= {name: statistics[name].range("minmax") for name in values if name is not None}
         if rung.eight_bit_convolutions:
             ranges |= {name: calibration.statistics[name].range("minmax") for name in convolution_inputs(calibrated)}
     in_channels = tuple(name for name in matmuls if name in read_norms) if rung.prompt_graph else ()
     to_turn = tuple(name for name in _but_head(model, matmuls) if name not in read_norms) if rung.prompt_graph else ()
-    return PreparedGraph(model, matmuls, split, ranges, calibration.batches, in_channels, to_turn, massive)
+    return PreparedGraph(model, matmuls, split, ranges, calibration.batches, in_channels, to_turn, massive, round_shares)
+
+
+def _round_shares(
+    rung: Rung, model: onnx_ir.Model, statistics: dict[str, ActivationStatistics], batches: Sequence[Feeds], *, scratch: Path
+) -> tuple[str, ...]:
+    """Names of the attentions that can do with shares and values of 8 bit; the values of all are centered for it."""
+    center_all_values(model, statistics)
+    calibrated = _calibrated(model)
+    ranges = {name: statistics[name].range("minmax") for name in attention_values(calibrated) if name in statistics}
+    errors = share_errors(calibrated, ranges, first_texts(batches[:SHARE_BATCHES]), workdir=scratch)
+    return harmless(errors, rung.eight_bit_shares)
 
 
 def _rotate(rung: Rung, model: onnx_ir.Model, graph: Path) -> tuple[str, ...]:
@@ -268,6 +297,7 @@ def _write_integers(rung: Rung, prepared: PreparedGraph, nodes: Sequence[str], f
         if rung.eight_bit_scores:
             unpack_projections(model, exclude=of_decoder)
             round_score_operands(model, prepared.ranges, exclude=of_decoder)
+            round_shares_and_values(model, prepared.ranges, prepared.round_shares)
             spell_out_attention(model, exclude=of_decoder)
     if rung.quantize_embeddings:
         quantize_tables(model, rung)
@@ -389,7 +419,8 @@ def _calibrated(model: onnx_ir.Model) -> onnx_ir.Model:
 
 def _observed(model: onnx_ir.Model) -> list[str]:
     """What the statistics of a float graph are of."""
-    return list(dict.fromkeys((*_activations(model), *score_operands(model), *convolution_inputs(model))))
+    attended = (*score_operands(model), *attention_values(model))
+    return list(dict.fromkeys((*_activations(model), *attended, *convolution_inputs(model))))
 
 
 def _activations(model: onnx_ir.Model, nodes: Collection[str] | None = None) -> list[str]:

@@ -35,12 +35,16 @@ class ActivationStatistics:
         channel_minimum: [channels], smallest value seen (0 at most).
         channel_maximum: [channels], largest value seen (0 at least).
         histogram: counts of magnitudes in ``BINS`` equal bins up to ``histogram_limit``, which doubles as values grow.
+        channel_sum: float64 [channels], of all values seen; 0 of none.
+        tokens: how many values of a channel were seen, as far as their sum is known.
     """
 
     channel_minimum: np.ndarray
     channel_maximum: np.ndarray
     histogram: np.ndarray = field(default_factory=lambda: np.zeros(BINS, dtype=np.int64))
     histogram_limit: float = 1.0
+    channel_sum: np.ndarray | Literal[0] = 0
+    tokens: int = 0
 
     @classmethod
     def empty(cls, channels: int) -> ActivationStatistics:
@@ -52,18 +56,29 @@ class ActivationStatistics:
         """[channels], largest magnitude seen."""
         return np.asarray(np.maximum(-self.channel_minimum, self.channel_maximum))
 
+    @property
+    def channel_mean(self) -> np.ndarray:
+        """float32 [channels], mean of the values seen; zero where their sum is not known."""
+        return np.asarray(np.zeros_like(self.channel_minimum) + self.channel_sum / max(1, self.tokens), dtype=np.float32)
+
     def scaled(self, factor: np.ndarray) -> ActivationStatistics:
-        """Of the same value times a positive ``factor`` [channels]; without histogram, which cannot be derived."""
+        """Of the same value times a positive ``factor`` [channels]; without histogram and mean."""
         return ActivationStatistics(self.channel_minimum * factor, self.channel_maximum * factor)
 
+    def shifted(self, offset: np.ndarray) -> ActivationStatistics:
+        """Of the same value plus ``offset`` [channels]; without histogram and mean."""
+        return ActivationStatistics(self.channel_minimum + offset, self.channel_maximum + offset)
+
     def of_channels(self, channels: np.ndarray) -> ActivationStatistics:
-        """Of the chosen channels alone; without histogram, which cannot be derived."""
+        """Of the chosen channels alone; without histogram and mean."""
         return ActivationStatistics(self.channel_minimum[channels], self.channel_maximum[channels])
 
     def update(self, values: np.ndarray, *, histogram: bool = True) -> None:
         """Take in values [tokens, channels]; the histogram costs most of the time and only percentiles need it."""
         self.channel_minimum = np.minimum(self.channel_minimum, values.min(axis=0))
         self.channel_maximum = np.maximum(self.channel_maximum, values.max(axis=0))
+        self.channel_sum = self.channel_sum + values.sum(axis=0, dtype=np.float64)
+        self.tokens += len(values)
         if not histogram:
             return
         magnitudes = np.abs(values)
@@ -122,6 +137,8 @@ def save_statistics(statistics: Mapping[str, ActivationStatistics], path: Path) 
             channels=np.array([len(item.channel_minimum) for item in items], dtype=np.int64),
             minimum=np.concatenate([np.zeros(0, dtype=np.float32), *(item.channel_minimum for item in items)]),
             maximum=np.concatenate([np.zeros(0, dtype=np.float32), *(item.channel_maximum for item in items)]),
+            sums=np.concatenate([np.zeros(0), *(np.zeros(len(item.channel_minimum)) + item.channel_sum for item in items)]),
+            tokens=np.array([item.tokens for item in items], dtype=np.int64),
             histograms=np.array([item.histogram for item in items], dtype=np.int64).reshape(-1, BINS),
             limits=np.array([item.histogram_limit for item in items], dtype=np.float64),
         )
@@ -136,12 +153,12 @@ def load_statistics(path: Path) -> dict[str, ActivationStatistics]:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             ends = np.cumsum(arrays["channels"])[:-1]
-            minima, maxima = np.split(arrays["minimum"], ends), np.split(arrays["maximum"], ends)
+            by_channel = (np.split(arrays[field], ends) for field in ("minimum", "maximum", "sums"))
             # np.split makes one empty part of nothing: not strict.
-            parts = zip(arrays["names"], minima, maxima, arrays["histograms"], arrays["limits"], strict=False)
+            parts = zip(arrays["names"], arrays["histograms"], arrays["limits"], arrays["tokens"], *by_channel, strict=False)
             return {
-                str(name): ActivationStatistics(minimum, maximum, histogram, float(limit))
-                for name, minimum, maximum, histogram, limit in parts
+                str(name): ActivationStatistics(minimum, maximum, histogram, float(limit), sums, int(tokens))
+                for name, histogram, limit, tokens, minimum, maximum, sums in parts
             }
     except (OSError, EOFError, ValueError, KeyError, BadZipFile, zlib.error) as error:
         raise IntegrityError(

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hfaccel.quant.attention_values import scale_values
 from hfaccel.quant.calibration import ActivationStatistics
-from hfaccel.quant.scheme import bias_after, matmul_sites
-from hfaccel.rewrites.fuse_attention import ATTENTION
-from hfaccel.rewrites.graphs import computed_input, new_initializer
+from hfaccel.quant.scheme import matmul_sites
+from hfaccel.rewrites.graphs import new_initializer
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -61,10 +61,10 @@ def smooth_activations(
         for node, weight in zip(matmuls, weights, strict=True):
             node.replace_input_with(1, new_initializer(model, f"{node.name}_smoothed_weight", weight * scale[:, None]))
         others = {use.node for use in activation.uses()}.difference(matmuls)
-        if (not others and scale_values(model, activation, factor)) or (
-            others <= products and scale_norm(model, activation, factor, others)
-        ):
-            statistics[name] = statistics[name].scaled(factor)
+        values = scale_values(model, activation, factor) if not others else None
+        if values is not None or (others <= products and scale_norm(model, activation, factor, others)):
+            changed = (name,) if values is None or values.name not in statistics else (name, values.name)
+            statistics |= {each: statistics[each].scaled(factor) for each in changed}
             continue
         constant = new_initializer(model, f"{name}_smoothing", factor)
         product = onnx_ir.node("Mul", [activation, constant], num_outputs=1, name=f"{name}_smoothed")
@@ -103,66 +103,6 @@ def scale_norm(model: onnx_ir.Model, activation: onnx_ir.Value, factor: np.ndarr
     for node in unscaled:
         node.replace_input_with(1, new_initializer(model, f"{node.name}_unsmoothed_weight", _weight(node) / factor[:, None]))
     return True
-
-
-def scale_values(model: onnx_ir.Model, attention: onnx_ir.Value, factor: np.ndarray) -> bool:
-    """Multiply what a fused attention gives by a factor [channels], in the weight and bias of the product that makes its values.
-
-    Returns:
-        False, and the graph is as it was, where ``attention`` is something else, or where others read those values too.
-    """
-    values = _values_of(attention)
-    if values is None:
-        return False
-    whole, start = _packed(values)
-    biased = whole.producer()
-    product = biased
-    if biased is not None and biased.op_type == "Add":
-        result = computed_input(biased)
-        product = result.producer() if result is not None else None
-    if product is None or product.op_type != "MatMul" or product.inputs[1] is None or product.inputs[1].const_value is None:
-        return False
-    bias = None if product is biased else bias_after(product)
-    if product is not biased and (bias is None or bias[0] is not biased):
-        return False
-    columns = slice(start, start + len(factor))
-    weight = _weight(product).copy()
-    weight[:, columns] *= factor
-    product.replace_input_with(1, new_initializer(model, f"{product.name}_values_scaled_weight", weight))
-    if bias is not None:
-        add, constant = bias
-        assert constant.const_value is not None  # of bias_after
-        shift = constant.const_value.numpy().copy()
-        shift[columns] *= factor
-        place = next(place for place, value in enumerate(add.inputs) if value is constant)
-        add.replace_input_with(place, new_initializer(model, f"{product.name}_values_scaled_bias", shift))
-    return True
-
-
-def _values_of(attention: onnx_ir.Value) -> onnx_ir.Value | None:
-    """The values [batch, sequence, channels] that a fused attention reads, or an ``If`` of two, if nothing else reads them."""
-    maker = attention.producer()
-    if maker is None:
-        return None
-    branches = [attribute.as_graph() for attribute in maker.attributes.values()] if maker.op_type == "If" else [[maker]]
-    nodes = [node for branch in branches for node in branch]
-    values = {node.inputs[2] for node in nodes if node.op_type == ATTENTION and len(node.inputs) > 2}
-    value = values.pop() if len(values) == 1 and len(nodes) == len(branches) else None
-    if value is None or any(use.node not in nodes or use.idx != 2 for use in value.uses()):
-        return None
-    return value
-
-
-def _packed(value: onnx_ir.Value) -> tuple[onnx_ir.Value, int]:
-    """What a value was split from along its channels, and at which channel it begins; itself, and 0, where it was not."""
-    split = value.producer()
-    if split is None or split.op_type != "Split" or split.attributes.get_int("axis", 0) not in (-1, 2):
-        return value, 0
-    whole, sizes = split.inputs[0], split.inputs[1] if len(split.inputs) > 1 else None
-    if whole is None or sizes is None or sizes.const_value is None or len(tuple(whole.uses())) != 1:
-        return value, 0
-    before = sizes.const_value.numpy()[: list(split.outputs).index(value)]
-    return whole, int(before.sum())
 
 
 def smoothing_scale(channel_abs_max: np.ndarray, weights: list[np.ndarray], alpha: float) -> np.ndarray:

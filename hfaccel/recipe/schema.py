@@ -110,6 +110,8 @@ class Rung(Section):
         quantize_embeddings: also store embedding tables in 8 bit (whatever the bits of the weights).
         calibration: range estimator of the static scheme.
         eight_bit_scores: static in openvino: queries and keys of fused attention are rounded to 8 bit too; of encoder-decoders those of the encoder.
+        eight_bit_shares: static in openvino: attention rounds its shares and its values to 8 bit too, in as many layers as together move the
+            outputs by no more than this, relative to them. 0 = in none.
         eight_bit_convolutions: static in openvino: convolutions compute in 8 bit too.
         weight_only_bits: weight-only: bits of a weight; 8 is nearly exact, 4 is for size.
         block_size: weight-only: how many inputs of an output channel share a scale; smaller blocks are closer and slower.
@@ -161,6 +163,7 @@ class Rung(Section):
     quantize_embeddings: bool = False
     calibration: Literal["minmax", "percentile"] = "minmax"
     eight_bit_scores: bool = False
+    eight_bit_shares: float = Field(default=0.0, ge=0, lt=1)
     eight_bit_convolutions: bool = False
     weight_only_bits: Literal[4, 8] = 8
     block_size: Literal[16, 32, 64, 128, 256] = 128
@@ -255,6 +258,8 @@ class Rung(Section):
             found += [(name, f"the scheme {self.scheme} has no blocks") for name in self._changed(_WEIGHT_ONLY_FIELDS)]
         if self.eight_bit_scores and not (self.portable and self.graph == "fused"):
             found.append(("eight_bit_scores", "only static on the fused graph in openvino has them"))
+        if self.eight_bit_shares and not self.eight_bit_scores:
+            found.append(("eight_bit_shares", "only attention with eight_bit_scores has them"))
         if self.eight_bit_convolutions and not self.portable:
             found.append(("eight_bit_convolutions", "only static in openvino has them"))
         if self.encoder_engine != "onnxruntime":

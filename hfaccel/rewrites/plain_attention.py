@@ -22,38 +22,41 @@ if TYPE_CHECKING:
 
     import onnx_ir
 
-_MASK, _BIAS = 4, 5
-"""Places of the mask and of the bias of positions among the operator's inputs; a bias of the products, before them, must not be there."""
+_PRODUCT_BIAS, _MASK, _BIAS = 3, 4, 5
+"""Places among the operator's inputs: a bias of the products before it, which must not be there, the mask, and the bias of positions."""
+_SHARE_LEVELS = 255
 
 
-def spell_out_attention(model: onnx_ir.Model, *, exclude: Collection[str] = ()) -> int:
+def spell_out_attention(model: onnx_ir.Model, *, exclude: Collection[str] = (), round_shares: Collection[str] = ()) -> int:
     """Replace every fused attention with a mask of the padding and without a scale of its own; returns their number.
 
     Args:
         model: changed in place.
         exclude: names of nodes that are left as they are.
+        round_shares: names of nodes, masked or not, that are replaced in any case, and round the shares of attention to 8 bit and back.
     """
-    found = [node for node in model.graph if node.name not in exclude and _is_masked(node)]
+    found = [node for node in model.graph if node.name in round_shares or (node.name not in exclude and _is_masked(node))]
     masks: dict[onnx_ir.Value, onnx_ir.Value] = {}
     for node in found:
-        padding = node.inputs[_MASK]
-        assert padding is not None  # _is_masked saw it
-        if padding not in masks:
+        padding = _read(node, _MASK)
+        if padding is not None and padding not in masks:
             masks[padding] = _added_to_scores(model, padding, node)
-        _spell_out(model, node, masks[padding])
+        _spell_out(model, node, masks[padding] if padding is not None else None, round_shares=node.name in round_shares)
     return len(found)
 
 
+def can_be_spelled_out(node: onnx_ir.Node) -> bool:
+    """Whether a node is fused attention over a text or a sound, whose keys and values are all there."""
+    whole = node.op_type == ATTENTION and 2 < len(node.inputs) <= _BIAS + 1
+    return whole and _read(node, _PRODUCT_BIAS) is None and all(value is not None for value in node.inputs[:3])
+
+
 def _is_masked(node: onnx_ir.Node) -> bool:
-    if (
-        node.op_type != ATTENTION
-        or len(node.inputs) not in (_MASK + 1, _BIAS + 1)
-        or node.inputs[_MASK] is None
-        or node.inputs[_MASK - 1] is not None
-    ):
-        return False
-    widths = [value.shape[-1] if value is not None and value.shape is not None else None for value in node.inputs[:3]]
-    return node.attributes.get_float("scale", 0.0) == 1.0 and all(isinstance(width, int) for width in widths)
+    return can_be_spelled_out(node) and _read(node, _MASK) is not None and node.attributes.get_float("scale", 0.0) == 1.0
+
+
+def _read(node: onnx_ir.Node, place: int) -> onnx_ir.Value | None:
+    return node.inputs[place] if len(node.inputs) > place else None
 
 
 def _added_to_scores(model: onnx_ir.Model, padding: onnx_ir.Value, first: onnx_ir.Node) -> onnx_ir.Value:
@@ -75,7 +78,7 @@ def _added_to_scores(model: onnx_ir.Model, padding: onnx_ir.Value, first: onnx_i
     return mask.outputs[0]
 
 
-def _spell_out(model: onnx_ir.Model, node: onnx_ir.Node, mask: onnx_ir.Value) -> None:
+def _spell_out(model: onnx_ir.Model, node: onnx_ir.Node, mask: onnx_ir.Value | None, *, round_shares: bool) -> None:
     import onnx_ir
 
     name, heads = node.name or "", node.attributes.get_int("num_heads", 1)
@@ -87,20 +90,30 @@ def _spell_out(model: onnx_ir.Model, node: onnx_ir.Node, mask: onnx_ir.Value) ->
         return made[-1].outputs[0]
 
     def parted(value: onnx_ir.Value | None, what: str, axes: tuple[int, ...]) -> onnx_ir.Value:
-        assert value is not None and value.shape is not None  # _is_masked saw them
-        shape = np.array([0, 0, heads, int(value.shape[-1]) // heads], dtype=np.int64)  # type: ignore[arg-type]
+        assert value is not None  # can_be_spelled_out saw them
+        shape = np.array([0, 0, heads, -1], dtype=np.int64)
         heads_apart = step("Reshape", [value, shared_initializer(model, _shape_name(shape), shape)], f"{what}_parted")
         return step("Transpose", [heads_apart], what, perm=axes)
 
     query, key = parted(node.inputs[0], "query", PART_AXES), parted(node.inputs[1], "key", KEY_AXES)
     value = parted(node.inputs[2], "value", PART_AXES)
-    products = step("MatMul", [query, key], "products")
-    if (bias := node.inputs[_BIAS] if len(node.inputs) > _BIAS else None) is not None:
-        products = step("Add", [products, bias], "biased")
-    scores = step("Add", [products, mask], "scores")
-    mixed = step("MatMul", [step("Softmax", [scores], "shares", axis=-1), value], "mixed")
-    width = node.inputs[2].shape[-1] if node.inputs[2] is not None and node.inputs[2].shape is not None else 0
-    shape = np.array([0, 0, width], dtype=np.int64)
+    scores = step("MatMul", [query, key], "products")
+    if (scale := node.attributes.get_float("scale", 0.0)) != 1.0:
+        factor = shared_initializer(model, f"attention_scale_{scale}", np.float32(scale))
+        scores = step("Mul", [scores, factor], "scaled")
+    if (bias := _read(node, _BIAS)) is not None:
+        scores = step("Add", [scores, bias], "biased")
+    if mask is not None:
+        scores = step("Add", [scores, mask], "scores")
+    shares = step("Softmax", [scores], "shares", axis=-1)
+    if round_shares:
+        grid = [
+            shared_initializer(model, "attention_share_step", np.float32(1 / _SHARE_LEVELS)),
+            shared_initializer(model, "attention_share_zero", np.array(0, dtype=np.uint8)),
+        ]
+        shares = step("DequantizeLinear", [step("QuantizeLinear", [shares, *grid], "shares_rounded"), *grid], "shares_back")
+    mixed = step("MatMul", [shares, value], "mixed")
+    shape = np.array([0, 0, -1], dtype=np.int64)
     joined = shared_initializer(model, _shape_name(shape), shape)
     result = step("Reshape", [step("Transpose", [mixed], "joined", perm=PART_AXES), joined], "result")
     model.graph.insert_before(node, made)
