@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
 OPSET = 20
 """The newest in which onnxruntime opens rounded values that are reshaped: from 21 on its propagation of ``QuantizeLinear`` fails on them."""
-_OPSETS = {"RMSNormalization": 23}
-"""Of operators that are newer."""
 CONTRIB = "com.microsoft"
 
 
@@ -117,6 +115,13 @@ class GraphBuilder:
         scale, bias = self.parameter(module), self.parameter(module, "bias")
         return self.node("LayerNormalization", value, scale, bias, name=self.name_of(module), epsilon=float(module.eps), axis=-1)
 
+    def rms_norm(self, value: onnx_ir.Value, scale: onnx_ir.Value, epsilon: float) -> onnx_ir.Value:
+        """Root mean square norm over the last axis, in the operators that onnxruntime makes one of; ``RMSNormalization`` is of opset 23."""
+        squares = self.node("Pow", value, self.constant("two", np.float32(2)))
+        mean = self.node("ReduceMean", squares, self.integers(-1), keepdims=1)
+        shifted = self.node("Add", mean, self.constant(f"epsilon_{epsilon}", np.float32(epsilon)))
+        return self.node("Mul", self.node("Div", value, self.node("Sqrt", shifted)), scale)
+
     def activation(self, value: onnx_ir.Value, name: str) -> onnx_ir.Value:
         """An activation function by transformers' name.
 
@@ -141,13 +146,12 @@ class GraphBuilder:
         """All of it as a model."""
         import onnx_ir
 
-        opset = max(_OPSETS.get(node.op_type, OPSET) for node in self._nodes)
         graph = onnx_ir.Graph(
             self._inputs,
             self._outputs,
             nodes=self._nodes,
             initializers=list(self._constants.values()),
-            opset_imports={"": opset, CONTRIB: 1},
+            opset_imports={"": OPSET, CONTRIB: 1},
             name="encoder_decoder",
         )
         return onnx_ir.Model(graph, ir_version=10, producer_name="hfaccel")

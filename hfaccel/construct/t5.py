@@ -115,7 +115,7 @@ def _normed(
     """The norm of the sum, and the sum."""
     scale, epsilon, name = graph.parameter(module), float(module.variance_epsilon), graph.name_of(module)
     if added is None:
-        return graph.node("RMSNormalization", total, scale, name=name, epsilon=epsilon, axis=-1), total
+        return graph.rms_norm(total, scale, epsilon), total
     normed, _, _, summed = graph.nodes(
         "SkipSimplifiedLayerNormalization", added, total, scale, outputs=4, name=name, domain=CONTRIB, epsilon=epsilon
     )

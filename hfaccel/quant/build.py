@@ -16,8 +16,8 @@ from hfaccel.quant.eight_bit_shares import (
     attention_values,
     center_all_values,
     harmless,
-    round_shares_and_values,
     share_errors,
+    spell_out_rounded,
 )
 from hfaccel.quant.gptq import store_compensated, store_nearest
 from hfaccel.quant.integer_products import store_dynamic, store_static
@@ -39,7 +39,6 @@ from hfaccel.recipe.weight_format import WeightFormat
 from hfaccel.rewrites.drop_unused import drop_unused
 from hfaccel.rewrites.graphs import load_graph
 from hfaccel.rewrites.mask_always import mask_always
-from hfaccel.rewrites.plain_attention import spell_out_attention
 from hfaccel.rewrites.rotate_residual import NOT_ROTATABLE, rotate_residual
 from hfaccel.rewrites.score_at_once import score_in_blocks, scores_at_once
 from hfaccel.rewrites.split_encoder_decoder import decoder_nodes, split_encoder_decoder
@@ -297,8 +296,7 @@ def _write_integers(rung: Rung, prepared: PreparedGraph, nodes: Sequence[str], f
         if rung.eight_bit_scores:
             unpack_projections(model, exclude=of_decoder)
             round_score_operands(model, prepared.ranges, exclude=of_decoder)
-            round_shares_and_values(model, prepared.ranges, prepared.round_shares)
-            spell_out_attention(model, exclude=of_decoder)
+            spell_out_rounded(model, prepared.ranges, prepared.round_shares, exclude=of_decoder)
     if rung.quantize_embeddings:
         quantize_tables(model, rung)
         drop_unused(model)

@@ -59,18 +59,21 @@ def center_all_values(model: onnx_ir.Model, statistics: dict[str, ActivationStat
     return count
 
 
-def round_shares_and_values(model: onnx_ir.Model, ranges: Mapping[str, tuple[float, float]], names: Collection[str]) -> None:
-    """Let the named attentions round their values, and the shares that mix them, to 8 bit and back; in place.
+def spell_out_rounded(
+    model: onnx_ir.Model, ranges: Mapping[str, tuple[float, float]], names: Collection[str], *, exclude: Collection[str] = ()
+) -> None:
+    """Spell out fused attention (:func:`hfaccel.rewrites.plain_attention.spell_out_attention`), some of it with 8-bit shares and values.
 
     Args:
-        model: with fused attention, which becomes standard operators.
-        ranges: lowest and highest value of the values, by name.
-        names: of the attentions.
+        model: changed in place.
+        ranges: lowest and highest value of the values of those, by name.
+        names: of the attentions that round their values, and the shares that mix them.
+        exclude: names of nodes that are left as they are.
     """
     known: dict[str, onnx_ir.Value] = {}
     for node in [node for node in model.graph if node.name in names]:
         round_operand(model, node, _VALUES, ranges, known)
-    spell_out_attention(model, exclude=[node.name or "" for node in model.graph], round_shares=names)
+    spell_out_attention(model, exclude=exclude, round_shares=names)
 
 
 def share_errors(
@@ -86,13 +89,14 @@ def share_errors(
         batches: a few texts or sounds.
         workdir: where a graph may lie meanwhile.
     """
+    others = [node.name or "" for node in model.graph]
     names = [node.name or "" for node in model.graph if can_be_spelled_out(node) and _values(node).name in ranges]
     exact = _outputs(model, batches, workdir) if names else []
     sizes = sum(float(np.square(array).sum()) for array in exact)
     errors = {}
     for name in names:
         rounded = model.clone()
-        round_shares_and_values(rounded, ranges, [name])
+        spell_out_rounded(rounded, ranges, [name], exclude=others)
         found = _outputs(rounded, batches, workdir)
         moved = sum(float(np.square(left - right).sum()) for left, right in zip(found, exact, strict=True))
         errors[name] = math.sqrt(moved / sizes) if sizes > 0 else math.inf
