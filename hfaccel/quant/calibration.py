@@ -32,8 +32,8 @@ class ActivationStatistics:
     """Running statistics of one value [batch, sequence, channels]; padding positions do not count.
 
     Attributes:
-        channel_minimum: [channels], smallest value seen (0 at most).
-        channel_maximum: [channels], largest value seen (0 at least).
+        channel_minimum: [channels], smallest value seen; infinite of none.
+        channel_maximum: [channels], largest value seen; the other infinity of none.
         histogram: counts of magnitudes in ``BINS`` equal bins up to ``histogram_limit``, which doubles as values grow.
         channel_sum: float64 [channels], of all values seen; 0 of none.
         tokens: how many values of a channel were seen, as far as their sum is known.
@@ -49,12 +49,12 @@ class ActivationStatistics:
     @classmethod
     def empty(cls, channels: int) -> ActivationStatistics:
         """Nothing seen yet."""
-        return cls(np.zeros(channels, dtype=np.float32), np.zeros(channels, dtype=np.float32))
+        return cls(np.full(channels, np.inf, dtype=np.float32), np.full(channels, -np.inf, dtype=np.float32))
 
     @property
     def channel_abs_max(self) -> np.ndarray:
-        """[channels], largest magnitude seen."""
-        return np.asarray(np.maximum(-self.channel_minimum, self.channel_maximum))
+        """[channels], largest magnitude seen; 0 of none."""
+        return np.asarray(np.maximum(0, np.maximum(-self.channel_minimum, self.channel_maximum)))
 
     @property
     def channel_mean(self) -> np.ndarray:
@@ -90,7 +90,7 @@ class ActivationStatistics:
 
     def range(self, method: Literal["minmax", "percentile"]) -> tuple[float, float]:
         """Range to quantize over, containing 0; ``percentile`` clips magnitudes beyond the 99.995th percentile."""
-        minimum, maximum = float(self.channel_minimum.min()), float(self.channel_maximum.max())
+        minimum, maximum = min(0.0, float(self.channel_minimum.min())), max(0.0, float(self.channel_maximum.max()))
         if method == "minmax":
             return minimum, maximum
         share = np.cumsum(self.histogram) / max(1, int(self.histogram.sum()))

@@ -48,7 +48,6 @@ def smooth_activations(
 
     nodes = {node.name: node for node in model.graph}
     readers: dict[str, list[onnx_ir.Node]] = {}
-    products = {nodes[site.node] for site in matmul_sites(model)}
     for site in matmul_sites(model):
         if site.activation in names and site.activation in statistics and site.node not in exclude:
             readers.setdefault(site.activation, []).append(nodes[site.node])
@@ -62,7 +61,7 @@ def smooth_activations(
             node.replace_input_with(1, new_initializer(model, f"{node.name}_smoothed_weight", weight * scale[:, None]))
         others = {use.node for use in activation.uses()}.difference(matmuls)
         values = scale_values(model, activation, factor) if not others else None
-        if values is not None or (others <= products and scale_norm(model, activation, factor, others)):
+        if values is not None or (all(map(_is_product, others)) and scale_norm(model, activation, factor, others)):
             changed = (name,) if values is None or values.name not in statistics else (name, values.name)
             statistics |= {each: statistics[each].scaled(factor) for each in changed}
             continue
@@ -110,6 +109,12 @@ def smoothing_scale(channel_abs_max: np.ndarray, weights: list[np.ndarray], alph
     weight_abs_max = np.max([np.abs(weight).max(axis=1) for weight in weights], axis=0)
     scale = np.maximum(channel_abs_max, _SMALLEST) ** alpha / np.maximum(weight_abs_max, _SMALLEST) ** (1 - alpha)
     return np.asarray(scale / np.exp(np.log(scale).mean()), dtype=np.float32)
+
+
+def _is_product(node: onnx_ir.Node) -> bool:
+    """Whether a node that reads an activation is its product with a constant weight."""
+    weight = node.inputs[1] if node.op_type == "MatMul" else None
+    return weight is not None and weight.const_value is not None
 
 
 def _weight(node: onnx_ir.Node) -> np.ndarray:

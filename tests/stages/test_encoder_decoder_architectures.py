@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,9 @@ from hfaccel.artifact.manifest import verify_files
 from hfaccel.cli.run import run
 from hfaccel.errors import ExportError, UsageError
 from hfaccel.pipeline import CompileResult
-from hfaccel.recipe.load import list_recipes
+from hfaccel.recipe.load import list_recipes, load_recipe
+from hfaccel.rewrites.graphs import load_graph, operator_counts
+from hfaccel.runtime.engines import EngineFallbackWarning
 from hfaccel.runtime.generation.text_to_text import TextToTextModel
 from hfaccel.runtime.speech.model import SpeechModel
 
@@ -143,6 +146,7 @@ def test_the_default_ladder_ships_what_the_gate_admits(tmp_path: Path, make_chec
     make_checkpoint("bart", tmp_path / "model")
     result = compile_one(tmp_path / "model", tmp_path / "out", pairs, "accuracy.max_loss=0.2")
     judged = {item["name"]: item for item in result.manifest["candidates"]}
+    assert judged.pop("int8-openvino-encoder")["reason"] == "engine-not-wanted", "nothing is timed, and nobody has named it"
     assert set(judged) == {"float", "int8-per-part", "int8-blocks", "dynamic-per-channel"}
     assert all(item["verdict"]["answers"]["metric"] == "rouge_l" for item in judged.values())
     assert result.manifest["precision"] == "int8"
@@ -151,6 +155,45 @@ def test_the_default_ladder_ships_what_the_gate_admits(tmp_path: Path, make_chec
     assert {"encoder.onnx", "decoder.onnx", "model.onnx.data"} <= files
     assert "model.onnx" not in files, "the weights are there once"
     assert verify_files(result.folder) == []
+
+
+OPENVINO_ONLY = ("quantize.precision=int8", "accuracy.max_loss=0.9", "accuracy.min_cosine=0.5", "accuracy.batch_invariance=0.5")
+
+
+def only_openvino(family: str = "encoder-decoder") -> str:
+    """The recipe's own rung, alone."""
+    rung = next(rung for rung in load_recipe(family).recipe.quantize.ladder if rung.encoder_engine == "openvino")
+    return f"quantize.ladder=[{rung.model_dump_json()}]"
+
+
+def compile_for_openvino(checkpoint: Path, output: Path, data: Path, *overrides: str) -> CompileResult:
+    pytest.importorskip("openvino", reason="the package openvino is not installed")
+    given = (only_openvino(), *OPENVINO_ONLY, *overrides)
+    return hfaccel.compile(
+        checkpoint, output=output, data=data, target=OFF_TARGET, engines="openvino", overrides=given, use_cache=False
+    )
+
+
+@pytest.mark.parametrize("model_type", ARCHITECTURES)
+def test_the_encoder_alone_runs_in_openvino(
+    model_type: str, tmp_path: Path, make_checkpoint: Make, pairs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_checkpoint(model_type, tmp_path / "model")
+    result = compile_for_openvino(tmp_path / "model", tmp_path / "out", pairs)
+    assert result.manifest["chosen"] == "int8-openvino-encoder"
+    session = result.manifest["session"]
+    assert (session["engine"], session["encoder_engine"]) == ("onnxruntime", "openvino")
+    stages = {record["stage"]: record for record in result.manifest["stages"]}
+    assert stages["quantize"]["metrics"]["calibration_examples"] == 16
+    model = hfaccel.load(result.folder)
+    assert isinstance(model, TextToTextModel)
+    answers = model.generate(sources(), **GREEDY)
+    assert all(len(answer.split()) > 15 for answer in answers)
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.warns(EngineFallbackWarning, match="compiled for openvino"):
+        other = hfaccel.load(result.folder)
+    assert isinstance(other, TextToTextModel)
+    assert [answer.split()[0] for answer in other.generate(sources(), **GREEDY)] == [answer.split()[0] for answer in answers]
 
 
 RATE = 16000
@@ -162,7 +205,7 @@ def test_a_speech_model_writes_what_transformers_writes(tmp_path: Path, tiny_whi
     result = compile_one(tiny_whisper, tmp_path / "out", tiny_recordings, "accuracy.max_loss=0.5")
     assert result.manifest["source"]["task"] == "automatic-speech-recognition"
     assert {item["name"] for item in result.manifest["candidates"]} == {
-        "float", "int8-per-part", "int8-blocks", "dynamic-per-channel",
+        "float", "int8-per-part", "int8-openvino-encoder", "int8-blocks", "dynamic-per-channel",
     }  # fmt: skip
     floating = compile_one(tiny_whisper, tmp_path / "float", tiny_recordings, "quantize.enabled=false")
     model = hfaccel.load(floating.folder)
@@ -188,6 +231,37 @@ def test_a_speech_model_writes_what_transformers_writes(tmp_path: Path, tiny_whi
     assert told(floating.folder, files[0], "--no-speech-threshold", "-1", "--logprob-threshold", "0") == ""
     with pytest.raises(UsageError, match="no list of numbers"):
         told(floating.folder, files[0], "--temperatures", "0;1")
+
+
+def test_the_encoder_of_a_speech_model_is_calibrated_on_sounds(tmp_path: Path, tiny_whisper: Path, tiny_recordings: Path) -> None:
+    result = compile_for_openvino(tiny_whisper, tmp_path / "out", tiny_recordings)
+    assert result.manifest["chosen"] == "int8-openvino-encoder"
+    encoder = operator_counts(load_graph(result.folder / "encoder.onnx"))
+    assert encoder["QuantizeLinear"] > 0
+    model = hfaccel.load(result.folder)
+    assert isinstance(model, SpeechModel)
+    files = sorted(tiny_recordings.parent.glob("*.wav"))
+    assert [transcript.text for transcript in model.transcribe(files)] == [model.transcribe(file).text for file in files]
+
+
+def test_what_needs_more_than_an_encoder_is_refused_by_name(tmp_path: Path, make_checkpoint: Make, pairs: Path) -> None:
+    make_checkpoint("bart", tmp_path / "model")
+    ladder = (
+        "quantize.ladder=[{name: all-static, scheme: static, graph: fused}, {name: gptq, scheme: weight-only, graph: fused, method: gptq}, "
+        "{name: all-openvino, scheme: none, graph: fused, engine: openvino}]"
+    )
+    result = hfaccel.compile(
+        tmp_path / "model",
+        output=tmp_path / "out",
+        data=pairs,
+        target=OFF_TARGET,
+        engines="onnxruntime,openvino",
+        overrides=(ladder,),
+    )
+    told = {item["name"]: (item["reason"], item["detail"]) for item in result.manifest["candidates"]}
+    assert all(told[name][0] == "not-supported-by-model" for name in ("all-static", "gptq", "all-openvino"))
+    assert "blockwise_decoder" in told["all-static"][1]
+    assert "encoder_engine" in told["all-openvino"][1]
 
 
 def told(folder: Path, file: Path, *options: str) -> str:

@@ -40,6 +40,8 @@ def test_statistics_come_back_bit_for_bit(
             assert actual.dtype == getattr(expected, field).dtype
             assert actual.tobytes() == getattr(expected, field).tobytes()
         assert again[name].histogram_limit == expected.histogram_limit
+        assert again[name].tokens == expected.tokens
+        assert again[name].channel_mean.tobytes() == expected.channel_mean.tobytes()
 
 
 def test_the_same_statistics_give_the_same_bytes(tmp_path: Path) -> None:
@@ -57,6 +59,7 @@ def test_statistics_read_back_can_go_on(tmp_path: Path) -> None:
     again.update(np.array([[5.0, 0.0]], np.float32))
     assert again.range("minmax") == (-3.0, 5.0)
     assert again.histogram.sum() == 4
+    assert again.channel_mean.tolist() == [3.0, -1.5]
 
 
 @pytest.mark.parametrize("content", [b"", b"no zip file", b"PK\x03\x04 cut"], ids=["empty", "other", "cut"])

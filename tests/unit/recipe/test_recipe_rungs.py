@@ -58,6 +58,9 @@ def test_rungs_that_differ_in_how_they_run_share_a_graph() -> None:
     assert first.quantization() != rung(smooth=0.5, engine="openvino").quantization()  # engines have operators of their own
     blocks = rung(scheme="weight-only", engine="openvino", inference_precision="bf16")
     assert blocks.quantization() == rung(scheme="weight-only").quantization()
+    encoders = {"smooth": 0.5, "encoder_engine": "openvino", "blockwise_decoder": True}
+    assert rung(**encoders).quantization() != rung(smooth=0.5, blockwise_decoder=True).quantization()
+    assert rung(**encoders).quantization() == rung(**encoders, disabled_optimizers=("GeluFusion",)).quantization()
     assert first.quantization() != rung(smooth=0.6).quantization()
     assert first.quantization() != rung(smooth=0.5, graph="fused").quantization()
     assert first.quantization() == rung(smooth=0.5, objectives=("size",)).quantization()
@@ -79,6 +82,15 @@ def test_weight_only_needs_no_data_unless_something_else_does() -> None:
         {"scheme": "weight-only", "weight_only_bits": 4, "block_size": 16, "symmetric": False, "method": "k-quant"},
         {"scheme": "weight-only", "engine": "openvino", "inference_precision": "auto"},
         {"scheme": "none", "engine": "openvino", "objectives": ("latency", "throughput")},
+        {"graph": "fused", "engine": "openvino", "eight_bit_scores": True, "eight_bit_shares": 0.1},
+        {
+            "graph": "fused",
+            "encoder_engine": "openvino",
+            "blockwise_decoder": True,
+            "eight_bit_scores": True,
+            "eight_bit_convolutions": True,
+            "disabled_optimizers": ("GeluFusion",),
+        },
     ],
 )
 def test_what_goes_together(fields: dict[str, Any]) -> None:
@@ -90,6 +102,23 @@ def test_what_goes_together(fields: dict[str, Any]) -> None:
     [
         ("scheme: static, inference_precision: bf16", "inference_precision", "onnxruntime cannot compute float graphs in bf16"),
         ("scheme: static, eight_bit_scores: true", "eight_bit_scores", "only static on the fused graph in openvino has them"),
+        ("scheme: static, eight_bit_shares: 0.1", "eight_bit_shares", "only attention with eight_bit_scores has them"),
+        ("scheme: static, eight_bit_convolutions: true", "eight_bit_convolutions", "only static in openvino has them"),
+        (
+            "scheme: static, encoder_engine: openvino",
+            "encoder_engine",
+            "the decoder stays with onnxruntime: give it blocks with blockwise_decoder",
+        ),
+        (
+            "scheme: dynamic, encoder_engine: openvino",
+            "encoder_engine",
+            "only products of the scheme static are stored as another engine reads them",
+        ),
+        (
+            "scheme: static, engine: openvino, encoder_engine: openvino, blockwise_decoder: true",
+            "encoder_engine",
+            "openvino runs all of an encoder already",
+        ),
         ("scheme: static, engine: openvino, allow_spinning: false", "allow_spinning", "openvino has no such setting"),
         ("scheme: none, smooth: 0.5", "smooth", "a rung of scheme none quantizes nothing"),
         ("scheme: none, block_size: 64", "block_size", "a rung of scheme none quantizes nothing"),

@@ -200,9 +200,10 @@ def test_a_folder_runs_in_the_engine_of_its_manifest(compiled: Path, recwarn: py
     assert not [item for item in recwarn if item.category is EngineFallbackWarning]
 
 
-def test_an_unknown_engine_is_refused(compiled: Path) -> None:
+@pytest.mark.parametrize("which", ["engine", "encoder_engine"])
+def test_an_unknown_engine_is_refused(compiled: Path, which: str) -> None:
     manifest = json.loads((compiled / "manifest.json").read_text())
-    manifest["session"]["engine"] = "abacus"
+    manifest["session"][which] = "abacus"
     (compiled / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(IntegrityError, match=r"does not know the engine 'abacus' .*known engines: onnxruntime, openvino"):
         load(compiled)

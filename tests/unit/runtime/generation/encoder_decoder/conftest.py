@@ -25,7 +25,7 @@ from transformers import (
 )
 from transformers.generation import GenerationMixin
 
-from hfaccel.artifact.contract import Contract, SessionSettings, TensorSpec, TextSettings
+from hfaccel.artifact.contract import Contract, Engine, SessionSettings, TensorSpec, TextSettings
 from hfaccel.artifact.generation import EncoderSettings, GenerationSettings
 from hfaccel.construct import construct_encoder_decoder
 from hfaccel.rewrites.split_encoder_decoder import split_encoder_decoder
@@ -62,10 +62,9 @@ class TinyEncoderDecoder:
     settings: GenerationSettings
     sources: tuple[np.ndarray, ...]
 
-    def open(self) -> EncoderDecoder:
-        return EncoderDecoder.open(
-            self.folder / "encoder.onnx", self.folder / "decoder.onnx", SessionSettings(intra_op_num_threads=1), self.settings
-        )
+    def open(self, encoder_engine: Engine = "onnxruntime") -> EncoderDecoder:
+        session = SessionSettings(intra_op_num_threads=1, encoder_engine=encoder_engine)
+        return EncoderDecoder.open(self.folder / "encoder.onnx", self.folder / "decoder.onnx", session, self.settings)
 
     def feeds(self, sources: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
         """A batch, text padded on the right."""

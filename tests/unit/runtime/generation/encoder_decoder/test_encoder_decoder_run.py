@@ -52,6 +52,25 @@ def test_greedy_equals_transformers_token_for_token(tiny: Any) -> None:
     assert [greedy(opened(tiny, [source]), 64)[0] for source in tiny.sources] == expected
 
 
+def test_another_engine_reads_sources_for_the_same_decoder(tiny: Any) -> None:
+    pytest.importorskip("openvino", reason="the package openvino is not installed")
+    ours, theirs = tiny.open(), tiny.open("openvino")
+    feeds = tiny.feeds(tiny.sources[:3])
+    memory = theirs.encode(feeds)
+    later = theirs.encode(tiny.feeds(tiny.sources[1:2]))
+    wanted = ours.encode(feeds).arrays()
+    assert memory.arrays().keys() == wanted.keys()
+    real = feeds.get("attention_mask", np.ones((3, 1)))[:, None, :, None]
+    for name, array in wanted.items():
+        mask = real if array.ndim == 4 else 1
+        assert_close(memory.arrays()[name] * mask, array * mask)
+    expected = greedy(ours.prefill(ours.encode(feeds), [[START]] * 3, room=24), 24)
+    assert greedy(theirs.prefill(memory, [[START]] * 3, room=24), 24) == expected
+    assert greedy(theirs.prefill(later, [[START]], room=24), 24) == expected[1:2]
+    with pytest.raises(DataError, match="nothing to encode"):
+        theirs.encode({name: array[:0] for name, array in feeds.items()})
+
+
 def test_logits_equal_those_of_torch(tiny: Any) -> None:
     decoding = opened(tiny, tiny.sources[:1])
     assert_close(decoding.logits[0], logits_of(tiny, tiny.sources[0], [START]))
