@@ -20,7 +20,7 @@ def inspect(
       hfaccel inspect minilm
     """
     from hfaccel.artifact.manifest import read_manifest
-    from hfaccel.report.facts import cache_of, many_rows_of, threads_of
+    from hfaccel.report.facts import cache_of, engine_of, many_rows_of, threads_of
     from hfaccel.report.markdown import candidate_rows
     from hfaccel.report.wording import cache_words
 
@@ -36,7 +36,7 @@ def inspect(
         ["precision", manifest["precision"]],
         ["chosen", manifest["chosen"]],
         ["target", target["name"] + measured],
-        ["engine", manifest["engine"]],
+        ["engine", engine_of(manifest)],
         ["size", f"{sum(item['size_bytes'] for item in manifest['files']) / 1e6:.1f} MB in {len(manifest['files'])} files"],
     ]
     stored = cache_of(manifest)

@@ -126,6 +126,12 @@ def greedy_of(candidate: Candidate) -> Mapping[str, Any] | None:
     return found
 
 
+def engine_of(manifest: Manifest) -> str:
+    """What runs the graph, or the graphs; older manifests say nothing of encoders."""
+    engine, encoder = manifest.get("engine", "onnxruntime"), manifest.get("session", {}).get("encoder_engine", "onnxruntime")
+    return str(engine) if encoder == "onnxruntime" else f"{engine}, its encoder by {encoder}"
+
+
 def cache_of(manifest: Manifest) -> tuple[int, int] | None:
     """Bits of a key or value in the cache, and the bytes that a token takes there; None of models without one."""
     contract = Contract.from_json(manifest["contract"])

@@ -6,7 +6,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hfaccel.report.evidence import data_words
-from hfaccel.report.facts import Manifest, cache_of, chosen, greedy_of, in_pareto_set, is_float, is_quick, points, waterfall
+from hfaccel.report.facts import (
+    Manifest,
+    cache_of,
+    chosen,
+    engine_of,
+    greedy_of,
+    in_pareto_set,
+    is_float,
+    is_quick,
+    points,
+    waterfall,
+)
 from hfaccel.report.headline import cautions, headline
 from hfaccel.report.wording import NOT_MEASURED, cache_words, greedy_words, megabytes, milliseconds, percent
 
@@ -149,11 +160,12 @@ decoder alone: `past_key_values.0.key` in, `present.0.key` out. Both graphs read
 `present.0.key` and so on out; a batch of prompts is padded on the right."""
         stored = cache_of(manifest)
         tensors += "" if stored is None else f" It is stored in {cache_words(*stored)}."
+    package = "'hfaccel[openvino]'" if "openvino" in engine_of(manifest) else "hfaccel"
     return f"""# {manifest["source"]["id"]}, compiled by hfaccel {manifest["hfaccel_version"]}
 
 Task {manifest["source"]["task"]}, precision {manifest["precision"]}, target {manifest["target"]["name"]}. `report.html` and `report.md` have the evidence.
 
-With hfaccel (`pip install hfaccel`; no torch needed):
+With hfaccel (`pip install {package}`; no torch needed):
 
     import hfaccel
     model = hfaccel.load("this folder")

@@ -11,6 +11,7 @@ from hfaccel.report.facts import (
     Manifest,
     Step,
     chosen,
+    engine_of,
     headline_timing,
     in_pareto_set,
     is_float,
@@ -58,7 +59,7 @@ def tiles(manifest: Manifest) -> Markup:
         _tile(speed, about),
         _tile(*_accuracy_tile(winner)),
         _tile(megabytes(size), saved),
-        _tile(precision_words(winner["precision"]), f"{winner['name']}, run by {manifest.get('engine', 'onnxruntime')}"),
+        _tile(precision_words(winner["precision"]), f"{winner['name']}, run by {engine_of(manifest)}"),
     )
 
 

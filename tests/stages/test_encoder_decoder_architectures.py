@@ -238,6 +238,8 @@ def test_the_encoder_of_a_speech_model_is_calibrated_on_sounds(tmp_path: Path, t
     assert result.manifest["chosen"] == "int8-openvino-encoder"
     encoder = operator_counts(load_graph(result.folder / "encoder.onnx"))
     assert encoder["QuantizeLinear"] > 0
+    assert "onnxruntime, its encoder by openvino" in (result.folder / "report.html").read_text(encoding="utf-8")
+    assert "pip install 'hfaccel[openvino]'" in (result.folder / "README.md").read_text(encoding="utf-8")
     model = hfaccel.load(result.folder)
     assert isinstance(model, SpeechModel)
     files = sorted(tiny_recordings.parent.glob("*.wav"))
