@@ -9,22 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hfaccel.errors import RecipeError
-from hfaccel.quant.calibration import ActivationStatistics, Feeds, observe
-from hfaccel.quant.convolutions import convolution_inputs, store_convolutions
-from hfaccel.quant.eight_bit_scores import round_score_operands, score_operands
-from hfaccel.quant.eight_bit_shares import (
-    attention_values,
-    center_all_values,
-    harmless,
-    share_errors,
-    spell_out_rounded,
-)
+from hfaccel.quant.calibration import Feeds, observe
+from hfaccel.quant.convolutions import store_convolutions
+from hfaccel.quant.eight_bit_scores import round_score_operands
+from hfaccel.quant.eight_bit_shares import spell_out_rounded
 from hfaccel.quant.gptq import store_compensated, store_nearest
 from hfaccel.quant.integer_products import store_dynamic, store_static
 from hfaccel.quant.layers import has_eight_bits, part_of, weight_name
 from hfaccel.quant.massive_channels import MassiveChannels, find_massive_channels, split_massive_channels
 from hfaccel.quant.methods import MOMENT_ROUNDINGS, scale_first
 from hfaccel.quant.more_bits import float_weights, write_with_eight_bits
+from hfaccel.quant.observed import CalibrationData, activations, attentions_to_round, first_texts, static_ranges
 from hfaccel.quant.outlier_neurons import feed_forward_blocks, split_outlier_neurons
 from hfaccel.quant.per_token import PerTokenTrips, store_per_token
 from hfaccel.quant.prompt_graph import write_prompt_graph
@@ -41,7 +36,7 @@ from hfaccel.rewrites.graphs import load_graph
 from hfaccel.rewrites.mask_always import mask_always
 from hfaccel.rewrites.rotate_residual import NOT_ROTATABLE, rotate_residual
 from hfaccel.rewrites.score_at_once import score_in_blocks, scores_at_once
-from hfaccel.rewrites.split_encoder_decoder import decoder_nodes, split_encoder_decoder
+from hfaccel.rewrites.split_encoder_decoder import decoder_nodes
 from hfaccel.rewrites.unpack_projections import unpack_projections
 
 if TYPE_CHECKING:
@@ -49,15 +44,8 @@ if TYPE_CHECKING:
 
     from hfaccel.recipe.schema import Rung
 
-FIRST_TEXTS = 4
-"""Of a batch. The ranking by sensitivity runs the graph once per MatMul, and a handful already orders them."""
-
 MASSIVE_BATCHES = 2
 """Calibration batches whose first texts are looked through for massive channels: every text has them, at its first token."""
-
-
-SHARE_BATCHES = 3
-"""Calibration batches whose first texts show what rounded shares of attention do."""
 
 
 @dataclass(frozen=True)
@@ -75,30 +63,6 @@ class BuiltCandidate:
     quantized: tuple[str, ...]
     kept_float: tuple[tuple[str, float], ...]
     split_neurons: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class CalibrationData:
-    """What a rung may learn from real text: padded batches, and statistics of the float graph's activations by name."""
-
-    batches: Sequence[Feeds]
-    statistics: Mapping[str, ActivationStatistics]
-
-
-def gather_statistics(graph: Path, batches: Sequence[Feeds], workdir: Path) -> dict[str, ActivationStatistics]:
-    """Statistics of every activation that a quantizable MatMul or fused attention's scores read; one pass serves all rungs.
-
-    Of an encoder-decoder those of the encoder, which reads ``batches`` of sources.
-    """
-    model = _calibrated(load_graph(graph))
-    statistics = observe(model, _observed(model), batches, workdir=workdir)
-    shutil.rmtree(workdir, ignore_errors=True)
-    return statistics
-
-
-def covers(statistics: Mapping[str, ActivationStatistics], graph: Path) -> bool:
-    """Whether statistics of another graph of the same model serve this one: exact rewrites keep the names of what they leave as it is."""
-    return statistics.keys() >= set(_observed(_calibrated(load_graph(graph))))
 
 
 @dataclass(frozen=True)
@@ -171,7 +135,9 @@ def prepare_graph(rung: Rung, graph: Path, calibration: CalibrationData, *, scra
     read_norms = _rotate(rung, model, graph) if rung.rotate else ()
     head_parts = split_head(model) if rung.split_head else {}
     read_norms = tuple(part for name in read_norms for part in head_parts.get(name, (name,)))
-    round_shares = _round_shares(rung, model, statistics, calibration.batches, scratch=scratch) if rung.eight_bit_shares else ()
+    round_shares = (
+        attentions_to_round(rung, model, statistics, calibration.batches, scratch=scratch) if rung.eight_bit_shares else ()
+    )
     split: tuple[str, ...] = ()
     feed_forward_inputs = {block.down.inputs[0].name for block in feed_forward_blocks(model) if block.down.inputs[0] is not None}
     massive = _massive(rung, model, graph, calibration, exclude=read_norms, scratch=scratch) if rung.massive_channels else {}
@@ -183,35 +149,12 @@ def prepare_graph(rung: Rung, graph: Path, calibration: CalibrationData, *, scra
         smooth_activations(model, statistics, rung.smooth, names=statistics.keys() - feed_forward_inputs, exclude=split)
     drop_unused(model)  # the weights from before the rewrites, as large as the model itself
     matmuls = tuple(site.node for site in matmul_sites(model) if site.node not in split)
-    ranges: dict[str, tuple[float, float]] | None = None
+    ranges = None
     if rung.scheme == "static":
-        calibrated = _calibrated(model)
-        activations = _activations(calibrated, matmuls)
-        if rung.calibration == "percentile":  # a histogram cannot be derived from that of the unchanged graph
-            statistics = observe(calibrated, activations, calibration.batches, workdir=scratch, histograms=True)
-        ranges = {name: statistics[name].range(rung.calibration) for name in activations}
-        if rung.eight_bit_scores:
-            ranges |= {name: calibration.statistics[name].range("minmax") for name in score_operands(calibrated)}
-            values = {
-                node.inputs[2].name for node in calibrated.graph if node.name in round_shares and node.inputs[2] is not None
-            }
-            ranges |= {name: statistics[name].range("minmax") for name in values if name is not None}
-        if rung.eight_bit_convolutions:
-            ranges |= {name: calibration.statistics[name].range("minmax") for name in convolution_inputs(calibrated)}
+        ranges = static_ranges(rung, model, matmuls, statistics, calibration.batches, scratch=scratch)
     in_channels = tuple(name for name in matmuls if name in read_norms) if rung.prompt_graph else ()
     to_turn = tuple(name for name in _but_head(model, matmuls) if name not in read_norms) if rung.prompt_graph else ()
     return PreparedGraph(model, matmuls, split, ranges, calibration.batches, in_channels, to_turn, massive, round_shares)
-
-
-def _round_shares(
-    rung: Rung, model: onnx_ir.Model, statistics: dict[str, ActivationStatistics], batches: Sequence[Feeds], *, scratch: Path
-) -> tuple[str, ...]:
-    """Names of the attentions that can do with shares and values of 8 bit; the values of all are centered for it."""
-    center_all_values(model, statistics)
-    calibrated = _calibrated(model)
-    ranges = {name: statistics[name].range("minmax") for name in attention_values(calibrated) if name in statistics}
-    errors = share_errors(calibrated, ranges, first_texts(batches[:SHARE_BATCHES]), workdir=scratch)
-    return harmless(errors, rung.eight_bit_shares)
 
 
 def _rotate(rung: Rung, model: onnx_ir.Model, graph: Path) -> tuple[str, ...]:
@@ -233,7 +176,7 @@ def _massive(
     floating = load_graph(graph)
     names = set(_but_head(floating, [site.node for site in matmul_sites(floating)])) - set(exclude)
     texts = first_texts(calibration.batches[:MASSIVE_BATCHES])
-    statistics = observe(floating, _activations(floating, names), texts, workdir=scratch)
+    statistics = observe(floating, activations(floating, names), texts, workdir=scratch)
     return find_massive_channels(model, statistics, rung.massive_channels, names)
 
 
@@ -403,24 +346,3 @@ def _check_known(rung: Rung, prepared: PreparedGraph) -> None:
                 where=f"quantize.ladder, {rung.name}: {key}",
                 hint="the recipe was made for another model or with other library versions: search again with the original recipe",
             )
-
-
-def first_texts(batches: Sequence[Feeds]) -> list[Feeds]:
-    """The few texts of each batch that show what is looked for: sensitivity, or massive channels."""
-    return [{name: array[:FIRST_TEXTS] for name, array in batch.items()} for batch in batches]
-
-
-def _calibrated(model: onnx_ir.Model) -> onnx_ir.Model:
-    """What reads calibration data: of an encoder-decoder the encoder, of others all of it."""
-    return split_encoder_decoder(model)[0] if decoder_nodes(model) else model
-
-
-def _observed(model: onnx_ir.Model) -> list[str]:
-    """What the statistics of a float graph are of."""
-    attended = (*score_operands(model), *attention_values(model))
-    return list(dict.fromkeys((*_activations(model), *attended, *convolution_inputs(model))))
-
-
-def _activations(model: onnx_ir.Model, nodes: Collection[str] | None = None) -> list[str]:
-    names = [site.activation for site in matmul_sites(model) if nodes is None or site.node in nodes]
-    return list(dict.fromkeys(names))

@@ -13,6 +13,7 @@ from pydantic_core import ErrorDetails
 
 from hfaccel.errors import RecipeError
 from hfaccel.recipe.closest import did_you_mean
+from hfaccel.recipe.contradictions import contradictions
 from hfaccel.recipe.formula import check_formula
 from hfaccel.recipe.schema import Recipe, Rung
 
@@ -89,7 +90,7 @@ def recipe_problems(recipe: Recipe, origins: Mapping[str, str]) -> list[Problem]
             problems.append(
                 Problem(origin_of(where, origins), where, f"the name '{rung.name}' stands twice", "names must be unique")
             )
-        for name, what in rung.contradictions():
+        for name, what in contradictions(rung):
             where = f"quantize.ladder.{index}.{name}"
             problems.append(Problem(origin_of(where, origins), where, what, "remove the key, or change engine or scheme"))
     return problems

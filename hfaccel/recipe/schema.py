@@ -230,103 +230,17 @@ class Rung(Section):
 
     def session(self) -> SessionSettings:
         """The settings that this rung, made :meth:`for_target`, runs with."""
-        return SessionSettings(**self.model_dump(include=set(_SESSION_FIELDS)))
+        return SessionSettings(**self.model_dump(include=set(SESSION_FIELDS)))
 
     def quantization(self) -> Rung:
         """This rung with nothing but what makes its graph: rungs that differ in the rest share one graph."""
         own = self.scheme == "static" or self.masks_always  # each engine has operators, or a graph, of its own
-        others = _SESSION_FIELDS - {"engine", "encoder_engine"} if own else _SESSION_FIELDS
+        others = SESSION_FIELDS - {"engine", "encoder_engine"} if own else SESSION_FIELDS
         return Rung(**{**self.model_dump(exclude={*others, "objectives", "least_budget"}), "name": "any"})
-
-    def contradictions(self) -> tuple[tuple[str, str], ...]:
-        """Fields that say something which the engine or the scheme of this rung cannot do, each with what is wrong."""
-        found = []
-        if self.engine == "onnxruntime" and self.inference_precision != "f32":
-            found.append(("inference_precision", f"onnxruntime cannot compute float graphs in {self.inference_precision}"))
-        if self.engine != "onnxruntime":
-            others = self._changed(_SESSION_FIELDS - {"engine", "inference_precision", "encoder_engine"})
-            found += [(name, f"{self.engine} has no such setting") for name in others]
-        if self.cache_bits is not None and self.engine != "onnxruntime":
-            found.append(
-                ("cache_bits", f"only onnxruntime stores keys and values in {self.cache_bits} bits, {self.engine} cannot")
-            )
-        if self.scheme == "none":
-            found += [(name, "a rung of scheme none quantizes nothing") for name in self._changed(_QUANTIZATION_FIELDS)]
-        elif self.scheme == "weight-only":
-            found += self._weight_only_contradictions()
-        else:
-            found += [(name, f"the scheme {self.scheme} has no blocks") for name in self._changed(_WEIGHT_ONLY_FIELDS)]
-        if self.eight_bit_scores and not (self.portable and self.graph == "fused"):
-            found.append(("eight_bit_scores", "only static on the fused graph in openvino has them"))
-        if self.eight_bit_shares and not self.eight_bit_scores:
-            found.append(("eight_bit_shares", "only attention with eight_bit_scores has them"))
-        if self.eight_bit_convolutions and not self.portable:
-            found.append(("eight_bit_convolutions", "only static in openvino has them"))
-        if self.encoder_engine != "onnxruntime":
-            found += self._encoder_engine_contradictions()
-        if self.scheme == "dynamic" and self.engine != "onnxruntime":
-            found.append(("engine", f"only onnxruntime has products with the range of each call, {self.engine} has none"))
-        if self.scheme == "per-token":
-            found += self._per_token_contradictions()
-        return tuple(found)
-
-    def _encoder_engine_contradictions(self) -> list[tuple[str, str]]:
-        found = []
-        if self.engine != "onnxruntime":
-            found.append(("encoder_engine", f"{self.engine} runs all of an encoder already"))
-        if self.scheme != "static":
-            found.append(("encoder_engine", "only products of the scheme static are stored as another engine reads them"))
-        elif not self.blockwise_decoder:
-            found.append(("encoder_engine", "the decoder stays with onnxruntime: give it blocks with blockwise_decoder"))
-        return found
-
-    def _per_token_contradictions(self) -> list[tuple[str, str]]:
-        found = []
-        if self.engine != "onnxruntime":
-            found.append(("engine", f"only onnxruntime has products with a scale per token, {self.engine} has none"))
-        if not self.per_channel:
-            found.append(("per_channel", "the scheme per-token has a scale per output channel, never one per tensor"))
-        if self.calibration != "minmax":
-            found.append(("calibration", "the scheme per-token takes activations as they come and calibrates no ranges"))
-        return found
-
-    def _weight_only_contradictions(self) -> list[tuple[str, str]]:
-        found = []
-        if self.blockwise_matmuls:
-            found.append(("blockwise_matmuls", "the scheme weight-only stores every MatMul in blocks"))
-        if not self.per_channel:
-            found.append(("per_channel", "the scheme weight-only has a scale per block of a channel, never one per tensor"))
-        if self.calibration != "minmax":
-            found.append(("calibration", "the scheme weight-only takes activations as they come and calibrates no ranges"))
-        if self.method not in ("rtn", "gptq") and self.symmetric:
-            found.append(("method", f"{self.method} gives each block a zero point: symmetric must be false"))
-        if self.weight_only_bits == 8:
-            found += [(name, "every MatMul has 8 bits") for name in self._changed(frozenset({"eight_bit_matmuls", "split_head"}))]
-        if self.prompt_graph and self.weight_only_bits == 8 and not self.symmetric:
-            found.append(("prompt_graph", "weights of 8 bits serve both graphs, and must have no zero points"))
-        return found
-
-    def _changed(self, names: frozenset[str]) -> list[str]:
-        return sorted(name for name in names if getattr(self, name) != Rung.model_fields[name].default)
 
 
 _CALIBRATED_METHODS = frozenset({"gptq", "quant-ease", "awq", "awq-quant-ease", "auto-round"})
-_SESSION_FIELDS = frozenset(SessionSettings.__dataclass_fields__) & frozenset(Rung.model_fields)
-_QUANTIZATION_FIELDS = frozenset(Rung.model_fields) - _SESSION_FIELDS - {"name", "scheme", "graph", "objectives"}
-_WEIGHT_ONLY_FIELDS = frozenset(
-    {
-        "weight_only_bits",
-        "block_size",
-        "symmetric",
-        "method",
-        "eight_bit",
-        "eight_bit_matmuls",
-        "rotate",
-        "split_head",
-        "prompt_graph",
-        "massive_channels",
-    }
-)
+SESSION_FIELDS = frozenset(SessionSettings.__dataclass_fields__) & frozenset(Rung.model_fields)
 
 
 class QuantizeSection(Section):

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hfaccel.quant.build import CalibrationData, PreparedGraph, prepare_graph, quantize_graph, write_prompts
+from hfaccel.quant.build import PreparedGraph, prepare_graph, quantize_graph, write_prompts
 from hfaccel.quant.more_bits import StoredTrips, float_weights, write_with_eight_bits
+from hfaccel.quant.observed import CalibrationData
 from hfaccel.quant.sensitivity import divergence, rank_by_sensitivity, ranking_deadline
 from hfaccel.quant.switches import SwitchedGraph
 from hfaccel.rewrites.graphs import GRAPH_NAME, graph_bytes, load_graph

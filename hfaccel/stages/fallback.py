@@ -12,16 +12,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from hfaccel.quant.build import (
-    CalibrationData,
-    first_texts,
-    gather_statistics,
-    prepare_graph,
-    quantize_graph,
-    switched_graph,
-)
+from hfaccel.quant.build import prepare_graph, quantize_graph, switched_graph
 from hfaccel.quant.calibration import STATISTICS_FOLDER, load_statistics
 from hfaccel.quant.fallback import find_float_set
+from hfaccel.quant.observed import CalibrationData, first_texts, gather_statistics
 from hfaccel.quant.sensitivity import RANK_EACH_UP_TO, blocks_of, divergence, rank_by_sensitivity, ranking_deadline, squared_error
 from hfaccel.rewrites.graphs import GRAPH_NAME, graph_bytes
 from hfaccel.runtime.engines import open_graph

@@ -16,8 +16,9 @@ from hfaccel.errors import HfaccelError
 from hfaccel.evaluate.cached_decoding import open_encoder_decoder
 from hfaccel.evaluate.parity import make_answer_inputs
 from hfaccel.measure.workload import Point, make_feeds
-from hfaccel.quant.build import BuiltCandidate, CalibrationData, build_candidate, covers, gather_statistics
+from hfaccel.quant.build import BuiltCandidate, build_candidate
 from hfaccel.quant.calibration import STATISTICS_FOLDER, save_statistics
+from hfaccel.quant.observed import CalibrationData, covers, gather_statistics
 from hfaccel.quant.quantize_cache import why_no_quantized_cache
 from hfaccel.rewrites.graphs import GRAPH_NAME, copy_graph, graph_bytes, link_graph, load_graph, save_graph
 from hfaccel.rewrites.mask_always import mask_always

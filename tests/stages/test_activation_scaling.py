@@ -12,7 +12,8 @@ import transformers
 from hfaccel.artifact.generation import GenerationSettings
 from hfaccel.evaluate.cached_decoding import empty_past
 from hfaccel.quant.awq import scale_by_activations
-from hfaccel.quant.build import CalibrationData, build_candidate
+from hfaccel.quant.build import build_candidate
+from hfaccel.quant.observed import CalibrationData
 from hfaccel.quant.scheme import matmul_sites
 from hfaccel.recipe.schema import Rung
 from hfaccel.recipe.weight_format import WeightFormat

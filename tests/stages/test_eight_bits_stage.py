@@ -18,9 +18,11 @@ from hypothesis import strategies as st
 import hfaccel
 from hfaccel.errors import GateError, RecipeError
 from hfaccel.pipeline import CompileResult
-from hfaccel.quant.build import CalibrationData, build_candidate
+from hfaccel.quant.build import build_candidate
 from hfaccel.quant.more_bits import float_weights, write_with_eight_bits
+from hfaccel.quant.observed import CalibrationData
 from hfaccel.quant.weight_only import read_blocks
+from hfaccel.recipe.contradictions import contradictions
 from hfaccel.recipe.schema import Rung
 from hfaccel.recipe.weight_format import WeightFormat
 from hfaccel.rewrites.graphs import load_graph, new_initializer, save_graph
@@ -248,4 +250,4 @@ def test_an_unknown_name_is_refused(tmp_path: Path) -> None:
 
 def test_eight_bits_for_some_need_four_for_the_others() -> None:
     eight = Rung(name="eight", scheme="weight-only", graph="fused", eight_bit_matmuls=("first",))
-    assert [field for field, _ in eight.contradictions()] == ["eight_bit_matmuls"]
+    assert [field for field, _ in contradictions(eight)] == ["eight_bit_matmuls"]

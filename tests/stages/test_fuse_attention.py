@@ -11,8 +11,9 @@ import pytest
 
 from hfaccel.api import SilentProgress
 from hfaccel.pipeline import compile_model
-from hfaccel.quant.build import CalibrationData, build_candidate, covers, gather_statistics, prepare_graph, switched_graph
+from hfaccel.quant.build import build_candidate, prepare_graph, switched_graph
 from hfaccel.quant.calibration import observe
+from hfaccel.quant.observed import CalibrationData, covers, gather_statistics
 from hfaccel.quant.smooth import scale_values, smooth_activations
 from hfaccel.recipe.schema import Rung
 from hfaccel.recipe.weight_format import WeightFormat

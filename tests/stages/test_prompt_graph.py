@@ -17,9 +17,11 @@ from hypothesis import strategies as st
 from hfaccel.artifact.contract import SessionSettings
 from hfaccel.artifact.generation import GenerationSettings
 from hfaccel.evaluate.cached_decoding import MANY_ROWS_LOGITS, PromptThenSteps, empty_past
-from hfaccel.quant.build import CalibrationData, build_candidate
+from hfaccel.quant.build import build_candidate
+from hfaccel.quant.observed import CalibrationData
 from hfaccel.quant.prompt_graph import round_channels, write_prompt_graph
 from hfaccel.quant.weight_only import store_in_blocks
+from hfaccel.recipe.contradictions import contradictions
 from hfaccel.recipe.schema import Rung
 from hfaccel.recipe.weight_format import WeightFormat
 from hfaccel.rewrites.drop_unused import drop_unused
@@ -171,7 +173,7 @@ def folder(llama: Path, tmp_path_factory: pytest.TempPathFactory, request: pytes
         rotate=True,
         prompt_graph=True,
     )
-    assert rung.contradictions() == ()
+    assert contradictions(rung) == ()
     built = build_candidate(rung, llama, calibration(), weights=ANYWHERE, folder=made)
     assert built.path.with_name(PROMPT_GRAPH_NAME).is_file()
     return made
@@ -389,7 +391,7 @@ def test_beside_steps_in_four_bits_prompts_have_eight_of_their_own(method: str, 
         prompt_graph=True,
         massive_channels=20,
     )
-    assert rung.contradictions() == ()
+    assert contradictions(rung) == ()
     (tmp_path / "made").mkdir()
     built = build_candidate(rung, graph, calibration(), weights=ANYWHERE, folder=tmp_path / "made")
     steps, prompts = load_graph(built.path), load_graph(built.path.with_name(PROMPT_GRAPH_NAME))

@@ -21,8 +21,10 @@ from hfaccel.cli.app import app
 from hfaccel.errors import HfaccelError, IntegrityError
 from hfaccel.evaluate.cached_decoding import POSITION_IDS, empty_past
 from hfaccel.pipeline import CompileResult
-from hfaccel.quant.build import CalibrationData, build_candidate
+from hfaccel.quant.build import build_candidate
+from hfaccel.quant.observed import CalibrationData
 from hfaccel.quant.quantize_cache import cache_scales, quantize_cache, why_no_quantized_cache
+from hfaccel.recipe.contradictions import contradictions
 from hfaccel.recipe.schema import Rung
 from hfaccel.recipe.weight_format import WeightFormat
 from hfaccel.rewrites.drop_unused import drop_unused
@@ -271,7 +273,7 @@ def test_layers_that_store_in_two_ways_are_refused(llama: Way, tmp_path: Path) -
     ],
 )
 def test_contradictions(fields: dict[str, Any], wrong: str) -> None:
-    assert ("cache_bits", wrong) in Rung(name="odd", graph="fused", cache_bits=8, **fields).contradictions()
+    assert ("cache_bits", wrong) in contradictions(Rung(name="odd", graph="fused", cache_bits=8, **fields))
 
 
 def test_a_recipe_with_other_bits_is_refused(tmp_path: Path) -> None:

@@ -10,10 +10,12 @@ import pytest
 
 from hfaccel.artifact.contract import SessionSettings
 from hfaccel.artifact.generation import GenerationSettings
-from hfaccel.quant.build import CalibrationData, build_candidate
+from hfaccel.quant.build import build_candidate
 from hfaccel.quant.layers import HEAD_PARTS, has_eight_bits, part_of
+from hfaccel.quant.observed import CalibrationData
 from hfaccel.quant.split_head import split_head
 from hfaccel.quant.weight_only import read_blocks
+from hfaccel.recipe.contradictions import contradictions
 from hfaccel.recipe.schema import Rung
 from hfaccel.recipe.weight_format import WeightFormat
 from hfaccel.rewrites.graphs import load_graph, new_initializer, save_graph
@@ -94,8 +96,8 @@ def test_parts_belong_to_the_head_and_rare_tokens_have_no_eight_bits(weight: str
 
 def test_eight_bits_have_no_rare_tokens() -> None:
     rung = Rung(name="eight", scheme="weight-only", graph="fused", split_head=True)
-    assert rung.contradictions() == (("split_head", "every MatMul has 8 bits"),)
-    assert FOUR_BITS.contradictions() == ()
+    assert contradictions(rung) == (("split_head", "every MatMul has 8 bits"),)
+    assert contradictions(FOUR_BITS) == ()
 
 
 @pytest.fixture(scope="module")

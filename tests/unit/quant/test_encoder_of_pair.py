@@ -14,10 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hfaccel.construct import construct_encoder_decoder
-from hfaccel.quant.build import CalibrationData, build_candidate, gather_statistics
+from hfaccel.quant.build import build_candidate
 from hfaccel.quant.calibration import ActivationStatistics, Feeds, observe
 from hfaccel.quant.convolutions import convolution_inputs, store_convolutions
 from hfaccel.quant.eight_bit_shares import attention_values, center_all_values, harmless, share_errors
+from hfaccel.quant.observed import CalibrationData, gather_statistics
 from hfaccel.quant.outlier_neurons import feed_forward_blocks, split_outlier_neurons
 from hfaccel.quant.scheme import matmul_sites
 from hfaccel.quant.smooth import smooth_activations

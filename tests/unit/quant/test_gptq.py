@@ -11,11 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hfaccel.quant.build import CalibrationData, build_candidate
+from hfaccel.quant.build import build_candidate
 from hfaccel.quant.channel_weight import LARGEST_PAIR, ChannelWeight, largest_pairs
 from hfaccel.quant.gptq import compensated, compensated_channels
 from hfaccel.quant.moments import MOST_BYTES, grouped, second_moments
+from hfaccel.quant.observed import CalibrationData
 from hfaccel.quant.weight_only import quantize_weight
+from hfaccel.recipe.contradictions import contradictions
 from hfaccel.recipe.schema import Rung
 from hfaccel.recipe.weight_format import WeightFormat
 from hfaccel.rewrites.graphs import load_graph, new_initializer, save_graph
@@ -24,7 +26,7 @@ from hfaccel.rewrites.graphs import load_graph, new_initializer, save_graph
 def rung(**fields: Any) -> Rung:
     four_bits = {"weight_only_bits": 4, "block_size": 32, "symmetric": False, "method": "gptq"}
     made = Rung(**{"name": "four", "scheme": "weight-only", "graph": "optimized", **four_bits, **fields})
-    assert made.contradictions() == ()
+    assert contradictions(made) == ()
     return made
 
 

@@ -14,6 +14,7 @@ from hfaccel.quant.clipping import clipped_to_nearest
 from hfaccel.quant.descent import improved, regularized
 from hfaccel.quant.methods import MOMENT_ROUNDINGS
 from hfaccel.quant.weight_only import BlockwiseWeight, quantize_weight
+from hfaccel.recipe.contradictions import contradictions
 from hfaccel.recipe.schema import Rung
 
 METHODS = sorted(MOMENT_ROUNDINGS)
@@ -22,7 +23,7 @@ METHODS = sorted(MOMENT_ROUNDINGS)
 def rung(**fields: Any) -> Rung:
     four_bits = {"weight_only_bits": 4, "block_size": 32, "symmetric": False}
     made = Rung(**{"name": "four", "scheme": "weight-only", "graph": "optimized", **four_bits, **fields})
-    assert made.contradictions() == ()
+    assert contradictions(made) == ()
     return made
 
 

@@ -8,7 +8,8 @@ import numpy as np
 import onnx_ir
 import pytest
 
-from hfaccel.quant.build import CalibrationData, build_candidate, gather_statistics
+from hfaccel.quant.build import build_candidate
+from hfaccel.quant.observed import CalibrationData, gather_statistics
 from hfaccel.quant.per_token import PerTokenTrips
 from hfaccel.quant.switches import EightBitTrips
 from hfaccel.recipe.schema import Rung

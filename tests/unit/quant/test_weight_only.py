@@ -17,8 +17,10 @@ from hypothesis import strategies as st
 
 from hfaccel.artifact.contract import SessionSettings
 from hfaccel.errors import RecipeError
-from hfaccel.quant.build import BuiltCandidate, CalibrationData, build_candidate, prepare_graph, switched_graph
+from hfaccel.quant.build import BuiltCandidate, build_candidate, prepare_graph, switched_graph
+from hfaccel.quant.observed import CalibrationData
 from hfaccel.quant.weight_only import BlockwiseWeight, quantize_weight
+from hfaccel.recipe.contradictions import contradictions
 from hfaccel.recipe.schema import Rung
 from hfaccel.recipe.weight_format import WeightFormat
 from hfaccel.rewrites.graphs import load_graph, new_initializer, save_graph
@@ -36,7 +38,7 @@ SEEDS = st.integers(0, 2**32 - 1)
 
 def rung(**fields: Any) -> Rung:
     made = Rung(**{"name": "blocks", "scheme": "weight-only", "graph": "optimized", **fields})
-    assert made.contradictions() == ()
+    assert contradictions(made) == ()
     return made
 
 

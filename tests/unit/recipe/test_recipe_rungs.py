@@ -8,6 +8,7 @@ import pytest
 
 from hfaccel.artifact.contract import SessionSettings
 from hfaccel.errors import RecipeError
+from hfaccel.recipe.contradictions import contradictions
 from hfaccel.recipe.load import load_recipe
 from hfaccel.recipe.schema import Rung
 from hfaccel.recipe.targets import TARGETS
@@ -94,7 +95,7 @@ def test_weight_only_needs_no_data_unless_something_else_does() -> None:
     ],
 )
 def test_what_goes_together(fields: dict[str, Any]) -> None:
-    assert rung(**fields).contradictions() == ()
+    assert contradictions(rung(**fields)) == ()
 
 
 @pytest.mark.parametrize(
@@ -160,7 +161,7 @@ def test_a_contradiction_is_refused_by_its_key(text: str, key: str, what: str) -
 
 
 def test_all_contradictions_of_a_rung_are_named_at_once() -> None:
-    found = rung(scheme="weight-only", per_channel=False, calibration="percentile", method="k-quant").contradictions()
+    found = contradictions(rung(scheme="weight-only", per_channel=False, calibration="percentile", method="k-quant"))
     assert [name for name, _ in found] == ["per_channel", "calibration", "method"]
 
 
