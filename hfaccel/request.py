@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from hfaccel.artifact.cache_space import cache_limit_bytes
+from hfaccel.artifact.contract import ENCODER_DECODER_TASKS
 from hfaccel.artifact.store import default_cache_folder
 from hfaccel.errors import HfaccelError, ResourceError, SettingsError, UsageError
 from hfaccel.evaluate.dataset import Dataset, Example, digest, load_dataset
@@ -179,7 +180,7 @@ def prepare(request: CompileRequest) -> Plan:
         recipe, adapted = adapt_recipe(resolved.recipe, target[0])
         notices += adapted
         attempt(lambda: _check_limits(resolved.recipe, target))
-    data = attempt(lambda: _load_data(request, source, recipe)) if source and recipe else None
+    data = attempt(lambda: _load_data(request, source, recipe, target)) if source and recipe and target else None
     if source is not None:
         attempt(lambda: _check_resources(request, source))
     if problems:
@@ -253,7 +254,9 @@ def _load_recipe(request: CompileRequest, source: SourceModel | None, notices: l
     return load_recipe(name, overrides=request.overrides, sets=request.settings)
 
 
-def _load_data(request: CompileRequest, source: SourceModel, recipe: Recipe) -> tuple[Dataset | None, tuple[Any, ...], str]:
+def _load_data(
+    request: CompileRequest, source: SourceModel, recipe: Recipe, target: tuple[TargetProfile, bool]
+) -> tuple[Dataset | None, tuple[Any, ...], str]:
     labels = _labels(source.config)
     count, seed = recipe.quantize.calibration_examples, recipe.seed
 
@@ -272,6 +275,8 @@ def _load_data(request: CompileRequest, source: SourceModel, recipe: Recipe) -> 
         kind = source.task if sound else "feature-extraction"
         texts = load_dataset(request.calibration, task=kind, columns={}, labels=(), max_examples=count, seed=seed)
         return dataset, texts.texts(), texts.sha256
+    if source.task in ENCODER_DECODER_TASKS and not _is_calibrated(recipe, target):
+        return dataset, (), "" if dataset is None else dataset.sha256
     if dataset is not None and source.task != "text-generation":
         calibration, rest = dataset.split_calibration(count)
         return rest, calibration, dataset.sha256
@@ -282,6 +287,14 @@ def _load_data(request: CompileRequest, source: SourceModel, recipe: Recipe) -> 
     # Texts of other kinds beside those of the data: what 8 bit loses on the data shrank by a fifth, its bound by a quarter.
     calibration, rest = dataset.without_repeats().split_calibration(count, hold_out_from=LANGUAGE_HOLD_OUT)
     return rest, (*calibration, *packaged), dataset.sha256 + packaged_sha256
+
+
+def _is_calibrated(recipe: Recipe, target: tuple[TargetProfile, bool]) -> bool:
+    """Whether a rung that may be built learns from texts: of encoder-decoders only one for another engine does, and every example counts."""
+    from hfaccel.stages.quantize import refusal
+
+    calibrated = [rung for rung in recipe.quantize.ladder if rung.needs_calibration]
+    return any(refusal(rung, recipe, target[0], on_target=target[1]) is None for rung in calibrated)
 
 
 def _labels(config: Mapping[str, Any]) -> tuple[str, ...]:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 FIRST_TEXTS = 4
 """Of a batch. The ranking by sensitivity runs the graph once per MatMul, and a handful already orders them."""
 SHARE_BATCHES = 3
-"""Calibration batches whose first texts show what rounded shares of attention do."""
+"""Calibration batches whose first texts show what rounded shares of attention do; fewer where that took more runs than calibration."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,8 @@ def attentions_to_round(
     center_all_values(model, statistics)
     calibrated = calibrated_part(model)
     ranges = {name: statistics[name].range("minmax") for name in attention_values(calibrated) if name in statistics}
-    errors = share_errors(calibrated, ranges, first_texts(batches[:SHARE_BATCHES]), workdir=scratch)
+    few = max(1, min(SHARE_BATCHES, len(batches) // (1 + len(ranges))))
+    errors = share_errors(calibrated, ranges, first_texts(batches[:few]), workdir=scratch)
     return harmless(errors, rung.eight_bit_shares)
 
 
