@@ -70,21 +70,25 @@ def first_texts(batches: Sequence[Feeds]) -> list[Feeds]:
 def attentions_to_round(
     rung: Rung, model: onnx_ir.Model, statistics: dict[str, ActivationStatistics], batches: Sequence[Feeds], *, scratch: Path
 ) -> tuple[str, ...]:
-    """Names of the attentions that can do with shares and values of 8 bit; the values of all are centered for it.
+    """Names of the attentions that can do with shares and values of 8 bit; where there are some, the values of all are centered for it.
 
     Args:
         rung: says how much the outputs may move.
         model: a float graph; changed in place, exactly.
-        statistics: of it; those of values and of what attention gives are changed with it.
+        statistics: of it; those of centered values and of what attention gives are changed with it.
         batches: of calibration.
         scratch: where graphs may lie meanwhile.
     """
-    center_all_values(model, statistics)
-    calibrated = calibrated_part(model)
-    ranges = {name: statistics[name].range("minmax") for name in attention_values(calibrated) if name in statistics}
+    trial, centered = model.clone(), dict(statistics)
+    center_all_values(trial, centered)
+    calibrated = calibrated_part(trial)
+    ranges = {name: centered[name].range("minmax") for name in attention_values(calibrated) if name in centered}
     few = max(1, min(SHARE_BATCHES, len(batches) // (1 + len(ranges))))
     errors = share_errors(calibrated, ranges, first_texts(batches[:few]), workdir=scratch)
-    return harmless(errors, rung.eight_bit_shares)
+    chosen = harmless(errors, rung.eight_bit_shares)
+    if chosen:
+        center_all_values(model, statistics)
+    return chosen
 
 
 def static_ranges(

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from hfaccel.recipe.targets import TargetProfile
 
 NAME: StageName = "quantize"
-REVISION = 35
+REVISION = 36
 LIBRARIES = ("onnx", "onnx-ir", "onnxruntime", "openvino", "tokenizers", "numpy")
 
 GRAPHS = "graphs"
