@@ -1,4 +1,4 @@
-"""Attention whose shares and values are 8 bit too, where that moves its result by little; for an engine with such products (OpenVINO).
+"""Attention whose shares and values are 8 bit too, where that moves the outputs by little; for an engine with such products (OpenVINO).
 
 Shares are rounded to multiples of 1/255, whatever the data, since none is larger than one. What that takes is what a token gives small shares
 of its attention to: among 1,500 frames of sound half of all shares on average. So values are centered first (exact, see

@@ -60,7 +60,7 @@ def with_installed_engine(settings: SessionSettings) -> SessionSettings:
 
 
 def _check_known(settings: SessionSettings) -> None:
-    unknown = {settings.engine, settings.encoder_engine}.difference(ENGINES)
+    unknown = set(settings.engines).difference(ENGINES)
     if unknown:
         raise IntegrityError(
             f"this version does not know the engine {unknown.pop()!r}",

@@ -48,8 +48,7 @@ def _batches(texts: Sequence[Any], ctx: StageContext) -> list[Feeds]:
         return _source_batches(texts, contract, ctx)
     tokenizer = TextTokenizer(ctx.artifacts["export"].folder, contract.text)
     encoded = mostly_known(tokenizer.encode(texts), tokenizer.unknown_id)
-    order = plan_batches([len(item.ids) for item in encoded], max_batch=CALIBRATION_BATCH, max_tokens=CALIBRATION_TOKENS)
-    np.random.default_rng(ctx.recipe.seed).shuffle(order)
+    order = _in_random_order([len(item.ids) for item in encoded], CALIBRATION_BATCH, ctx)
     batches: list[Feeds] = [pad([encoded[index] for index in batch], contract.text) for batch in order]
     return batches if contract.generation is None else [_with_empty_past(feeds, contract.generation) for feeds in batches]
 
@@ -59,9 +58,15 @@ def _source_batches(sources: Sequence[Any], contract: Contract, ctx: StageContex
     examples = [example for source in sources if reader.can_read(example := Example(source))]
     speech = reader.encoder.speech is not None  # a window has as many values as a batch of texts
     lengths = [max(1, reader.source_length(example)) for example in examples]
-    order = plan_batches(lengths, max_batch=1 if speech else CALIBRATION_BATCH, max_tokens=CALIBRATION_TOKENS)
-    np.random.default_rng(ctx.recipe.seed).shuffle(order)
+    order = _in_random_order(lengths, 1 if speech else CALIBRATION_BATCH, ctx)
     return [reader.source_feeds([examples[index] for index in batch]) for batch in order]
+
+
+def _in_random_order(lengths: Sequence[int], max_batch: int, ctx: StageContext) -> list[list[int]]:
+    """Places of texts of so many tokens, batch by batch."""
+    order = plan_batches(lengths, max_batch=max_batch, max_tokens=CALIBRATION_TOKENS)
+    np.random.default_rng(ctx.recipe.seed).shuffle(order)
+    return order
 
 
 def mostly_known(encoded: Sequence[Encoded], unknown_id: int | None) -> Sequence[Encoded]:
