@@ -19,6 +19,7 @@ from hfaccel.rewrites.last_token_logits import all_token_logits
 from hfaccel.rewrites.split_encoder_decoder import split_encoder_decoder
 from hfaccel.runtime.engines import open_graph
 from hfaccel.runtime.generation.cache import cache_names, float_format, format_of
+from hfaccel.runtime.generation.decoding import ATTEND_IN_FLOAT
 from hfaccel.runtime.generation.encoder_decoder import EncoderDecoder, EncoderGraph, open_encoder
 from hfaccel.runtime.session import GraphSession, Runner
 
@@ -191,7 +192,8 @@ class PromptThenSteps:
         if length == own["input_ids"].shape[1]:
             return {"logits": logits, MANY_ROWS_LOGITS: logits}
         rest = {name: np.ascontiguousarray(value[:, length:]) for name, value in own.items()}
-        feeds = {**rest, "attention_mask": own["attention_mask"], **past}
+        # The graph for prompts attends in its own way to several tokens of a row, but one of each row is a step.
+        feeds = {**rest, "attention_mask": own["attention_mask"], **past, ATTEND_IN_FLOAT: np.array(False)}
         return {
             name: np.concatenate([logits, graph.run(feeds)["logits"]], axis=1)
             for name, graph in (("logits", self._steps), (MANY_ROWS_LOGITS, self._prompts))

@@ -23,7 +23,7 @@ from hfaccel.quant.observed import CalibrationData, activations, attentions_to_r
 from hfaccel.quant.outlier_neurons import feed_forward_blocks, split_outlier_neurons
 from hfaccel.quant.per_token import PerTokenTrips, store_per_token
 from hfaccel.quant.prompt_graph import write_prompt_graph
-from hfaccel.quant.quantize_cache import quantize_cache
+from hfaccel.quant.quantize_cache import CacheBits, quantize_cache, why_no_quantized_cache
 from hfaccel.quant.scheme import matmul_sites
 from hfaccel.quant.sensitivity import rank_by_sensitivity
 from hfaccel.quant.smooth import smooth_activations
@@ -120,10 +120,18 @@ def build_candidate(
         ranking = rank_by_sensitivity(switched, first_texts(calibration.batches[:1]))[: rung.keep_float]
     kept_float = (*ranking, *((name, 0.0) for name in rung.float_matmuls))
     built = quantize_graph(rung, prepared, kept_float, weights=weights, folder=folder)
-    if rung.cache_bits is not None:
-        quantize_cache(built.path, graph, calibration.batches, rung.cache_bits)
+    bits = cache_bits(rung, graph)
+    if bits is not None:
+        quantize_cache(built.path, graph, calibration.batches, bits)
     shutil.rmtree(scratch, ignore_errors=True)
     return built
+
+
+def cache_bits(rung: Rung, graph: Path) -> CacheBits | None:
+    """Of a key or value when a rung is built from a float graph; None: they stay in float32."""
+    if rung.cache_bits != "auto":
+        return rung.cache_bits
+    return 8 if why_no_quantized_cache(load_graph(graph)) is None else None
 
 
 def prepare_graph(rung: Rung, graph: Path, calibration: CalibrationData, *, scratch: Path) -> PreparedGraph:

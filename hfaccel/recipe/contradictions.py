@@ -30,7 +30,7 @@ def contradictions(rung: Rung) -> tuple[tuple[str, str], ...]:
         others = _changed(rung, SESSION_FIELDS - {"engine", "inference_precision", "encoder_engine"})
         found += [(name, f"{rung.engine} has no such setting") for name in others]
     if rung.cache_bits is not None and rung.engine != "onnxruntime":
-        found.append(("cache_bits", f"only onnxruntime stores keys and values in {rung.cache_bits} bits, {rung.engine} cannot"))
+        found.append(("cache_bits", f"only onnxruntime stores keys and values in integers, {rung.engine} cannot"))
     if rung.scheme == "none":
         found += [(name, "a rung of scheme none quantizes nothing") for name in _changed(rung, _QUANTIZATION_FIELDS)]
     elif rung.scheme == "weight-only":

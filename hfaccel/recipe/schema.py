@@ -131,8 +131,8 @@ class Rung(Section):
             so where its norms allow it (root mean square norms do).
         prompt_graph: weight-only of decoders: ship a second graph for prompts, in which products have weights of 8 bits with one scale per
             channel, and one scale per token. Those of 8 bits without zero points serve both graphs; beside 4 bit it has its own.
-        cache_bits: of decoders: bits of a key or value in the cache, one scale per channel of a head; None leaves them in float32. Needs
-            calibration data.
+        cache_bits: of decoders: bits of a key or value in the cache, one scale per channel of a head; None leaves them in float32, and so
+            does auto where the graph has no attention that reads integers or the accuracy gate refuses 8 bits. Needs calibration data.
         massive_channels: weight-only of decoders: channels of a product's input whose largest value is more than this many times that of the
             median channel stay in float, where they are few; of two graphs, in that for prompts alone, and where the other one has 4 bits
             such products have 8 there. Needs calibration data. 0 = none.
@@ -174,7 +174,7 @@ class Rung(Section):
     eight_bit_matmuls: tuple[str, ...] = ()
     rotate: bool | Literal["auto"] = False
     prompt_graph: bool = False
-    cache_bits: Literal[4, 8] | None = None
+    cache_bits: Literal[4, 8, "auto"] | None = None
     massive_channels: float = Field(default=0.0, ge=0)
     objectives: tuple[Objective, ...] = ()
     least_budget: float = Field(default=0.0, ge=0, lt=1)

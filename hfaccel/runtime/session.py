@@ -48,7 +48,7 @@ class GraphSession:
         path: as given.
         input_names: inputs that the graph reads.
         output_names: outputs in graph order.
-        optional_input_names: inputs that have a default; :meth:`run` leaves them at that.
+        optional_input_names: inputs that have a default, which :meth:`run` leaves at that where ``feeds`` does not hold them.
 
     Raises:
         IntegrityError: the file is missing, or onnxruntime cannot open it.
@@ -95,7 +95,9 @@ class GraphSession:
         Raises:
             IntegrityError: the graph reads an input that ``feeds`` does not hold.
         """
-        values = self._session.run(None, read_feeds(self.input_names, feeds, self.path))
+        known = read_feeds(self.input_names, feeds, self.path)
+        chosen = {name: feeds[name] for name in self.optional_input_names if name in feeds}
+        values = self._session.run(None, {**known, **chosen})
         return dict(zip(self.output_names, values, strict=True))
 
 

@@ -25,6 +25,7 @@ from hfaccel.stages.examine_answers import AnswersExaminer
 from hfaccel.stages.examine_language import LanguageExaminer
 from hfaccel.stages.fallback import search_fallbacks
 from hfaccel.stages.finals import race_finalists
+from hfaccel.stages.float_cache import with_float_cache
 from hfaccel.stages.greedy_paths import with_greedy_paths
 from hfaccel.stages.guess_price import with_guess_price
 from hfaccel.stages.many_rows import with_prompt_graph_rows
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from hfaccel.runtime.session import Runner
 
 NAME: StageName = "accuracy"
-REVISION = 26
+REVISION = 27
 LIBRARIES = (
     "torch",
     "transformers",
@@ -96,6 +97,7 @@ def run(artifact: Artifact | None, ctx: StageContext) -> StageResult:
     if isinstance(examiner, Examiner):
         judged += search_fallbacks(judged, artifact, examiner, ctx)
     elif isinstance(examiner, LanguageExaminer):
+        judged += with_float_cache(judged, artifact, examiner, ctx)
         judged += search_eight_bits(judged, artifact, examiner, ctx)
     prompts = examiner.path_prompts() if isinstance(examiner, LanguageExaminer) else []
     del examiner

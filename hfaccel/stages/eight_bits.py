@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hfaccel.quant.build import PreparedGraph, prepare_graph, quantize_graph, write_prompts
+from hfaccel.quant.build import PreparedGraph, cache_bits, prepare_graph, quantize_graph, write_prompts
 from hfaccel.quant.more_bits import StoredTrips, float_weights, write_with_eight_bits
 from hfaccel.quant.observed import CalibrationData
+from hfaccel.quant.quantize_cache import cache_scales, store_cache
 from hfaccel.quant.sensitivity import divergence, rank_by_sensitivity, ranking_deadline
 from hfaccel.quant.switches import SwitchedGraph
 from hfaccel.rewrites.graphs import GRAPH_NAME, graph_bytes, load_graph
@@ -77,7 +78,7 @@ def search_eight_bits(
 def _is_searched(rung: Rung) -> bool:
     """Whether it has 4 bits and nothing beside that a search would leave out; methods that scale activations change the float weights."""
     four_bits = rung.scheme == "weight-only" and rung.weight_only_bits == 4
-    plain = not rung.eight_bit_matmuls and not rung.keep_float and rung.cache_bits is None
+    plain = not rung.eight_bit_matmuls and not rung.keep_float and rung.cache_bits in (None, "auto")
     return four_bits and plain and not rung.method.startswith("awq")
 
 
@@ -90,12 +91,14 @@ class _InFourBits:
         prepared: its float graph.
         graph: on disk.
         names: of the MatMuls in 4 bit.
+        cache_scales: of keys and values in 8 bit, which only the trials have; None: they stay in float.
     """
 
     rung: Rung
     prepared: PreparedGraph
     graph: Path
     names: tuple[str, ...]
+    cache_scales: Mapping[str, np.ndarray] | None
 
 
 def _search(
@@ -139,12 +142,14 @@ def _search(
 
 def _in_four_bits(rung: Rung, batches: Sequence[Feeds], ctx: StageContext) -> _InFourBits:
     free, scratch = rung.model_copy(update={"eight_bit": ()}), ctx.workdir / "scratch"
-    prepared = prepare_graph(free, float_graphs(ctx)[rung.graph].graph_path, CalibrationData(batches, {}), scratch=scratch)
+    floating = float_graphs(ctx)[rung.graph].graph_path
+    prepared = prepare_graph(free, floating, CalibrationData(batches, {}), scratch=scratch)
     folder = scratch / "four"
     folder.mkdir(parents=True, exist_ok=True)
     kept_float = tuple((matmul, 0.0) for matmul in rung.float_matmuls)
     built = quantize_graph(free, prepared, kept_float, weights=ctx.recipe.quantize.weights, folder=folder)
-    return _InFourBits(free, prepared, built.path, built.quantized)
+    bits = cache_bits(rung, floating)
+    return _InFourBits(free, prepared, built.path, built.quantized, bits and cache_scales(floating, batches, bits))
 
 
 def _errors(
@@ -238,6 +243,8 @@ def _tried(
     path = write_with_eight_bits(four.graph, exact, four.rung, folder, own_data_file=four.rung.prompt_graph)
     if four.rung.prompt_graph:
         write_prompts(four.rung, four.prepared, four.names, path, weights=ctx.recipe.quantize.weights)
+    if four.cache_scales is not None:
+        store_cache(path, four.cache_scales, 8)
     finding = examiner.examine_candidate(candidate, path, ctx.artifacts["export"].contract, ctx)
     return replace(
         candidate,

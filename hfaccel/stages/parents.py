@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from hfaccel.stages.base import StageContext
     from hfaccel.stages.candidates import Candidate
 
-FALLBACK_SUFFIX, MIXED_SUFFIX = "-fallback", "-mixed"
-"""End the names of candidates that the search made of a rung: with some MatMuls in float, and with some in blocks of 8 bit, where the
-others have one scale per tensor or channel, or 4 bits."""
+FALLBACK_SUFFIX, MIXED_SUFFIX, FLOAT_CACHE_SUFFIX = "-fallback", "-mixed", "-float-cache"
+"""End the names of candidates that the search made of a rung: with some MatMuls in float, with some in blocks of 8 bit, where the
+others have one scale per tensor or channel, or 4 bits, and with keys and values in float."""
 
 ACCURACY_REASONS = (
     "loss-over-budget",
@@ -37,7 +37,7 @@ def float_graphs(ctx: StageContext) -> dict[GraphScope, Artifact]:
 
 def _rung_of(name: str, ladder: Sequence[Rung]) -> Rung | None:
     """The rung that the candidate of this name was made of; None for the float graph."""
-    made_of = name.removesuffix(FALLBACK_SUFFIX).removesuffix(MIXED_SUFFIX)
+    made_of = name.removesuffix(FALLBACK_SUFFIX).removesuffix(MIXED_SUFFIX).removesuffix(FLOAT_CACHE_SUFFIX)
     return next((rung for rung in ladder if rung.name in (name, made_of)), None)
 
 
@@ -53,6 +53,8 @@ def rung_as_found(candidate: Candidate, ladder: Sequence[Rung]) -> Rung | None:
         "blockwise_matmuls": candidate.blockwise,
         "inference_precision": candidate.session.inference_precision,
     }
+    if candidate.name == rung.name + FLOAT_CACHE_SUFFIX:
+        found["cache_bits"] = None
     if candidate.eight_bit:
         found |= {"eight_bit": (), "eight_bit_matmuls": tuple(name for name, _ in candidate.eight_bit)}
     return rung.model_copy(update=found)

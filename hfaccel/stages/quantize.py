@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from hfaccel.recipe.targets import TargetProfile
 
 NAME: StageName = "quantize"
-REVISION = 36
+REVISION = 37
 LIBRARIES = ("onnx", "onnx-ir", "onnxruntime", "openvino", "tokenizers", "numpy")
 
 GRAPHS = "graphs"
@@ -224,7 +224,7 @@ def _why_unfit(rung: Rung, graph: Path, contract: Contract) -> str | None:
         return "only the encoder of an encoder-decoder is calibrated: give the decoder blocks (blockwise_decoder)"
     if encodes_first and rung.needs_runs:
         return "only the encoder of an encoder-decoder is calibrated, and only for ranges, smoothing and outlier neurons"
-    unfit = why_no_quantized_cache(load_graph(graph)) if rung.cache_bits else None
+    unfit = why_no_quantized_cache(load_graph(graph)) if rung.cache_bits in (4, 8) else None
     if unfit is None and rung.rotate is True and not can_rotate(load_graph(graph)):
         return NOT_ROTATABLE
     return unfit

@@ -225,13 +225,21 @@ def test_it_goes_with_a_graph_for_prompts(llama: Way, tmp_path: Path) -> None:
         rung, llama[32], CalibrationData(calibration(), {}), weights=WeightFormat(sums_in_16_bits=True), folder=tmp_path
     )
     assert built.path.with_name(PROMPT_GRAPH_NAME).is_file()
-    rows = prompts(3 * PROMPT_TOKENS, PROMPT_TOKENS)
-    ours, exact = (open_decoder(graph).prefill(rows, room=2) for graph in (built.path, llama[32]))
+    rows, decoder = prompts(3 * PROMPT_TOKENS, PROMPT_TOKENS), open_decoder(built.path)
+    ours, exact = (way.prefill(rows, room=2) for way in (decoder, open_decoder(llama[32])))
     for token in (7, 11):
         assert likeness(ours.logits, exact.logits) > 0.99
         for way in (ours, exact):
             way.step(np.full(2, token))
     assert ours.cache.bytes * 4 == exact.cache.bytes
+    # Both graphs go on with what the other has stored, in a cache that was enlarged.
+    alone = decoder.prefill([rows[0]], room=1)
+    alone.step(np.array([7]))
+    decoder.keep(alone)
+    going_on = [*rows[0], 7, *rows[1], *rows[0]]
+    again = decoder.prefill([going_on])
+    assert again.reused == len(rows[0]) + 1
+    assert likeness(again.logits, open_decoder(llama[32]).prefill([going_on]).logits) > 0.99
 
 
 @pytest.mark.parametrize("bits", [8, 4])
@@ -269,7 +277,7 @@ def test_layers_that_store_in_two_ways_are_refused(llama: Way, tmp_path: Path) -
     ("fields", "wrong"),
     [
         ({"scheme": "none"}, "a rung of scheme none quantizes nothing"),
-        ({"scheme": "weight-only", "engine": "openvino"}, "only onnxruntime stores keys and values in 8 bits, openvino cannot"),
+        ({"scheme": "weight-only", "engine": "openvino"}, "only onnxruntime stores keys and values in integers, openvino cannot"),
     ],
 )
 def test_contradictions(fields: dict[str, Any], wrong: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
 from typing import Any
@@ -102,11 +103,30 @@ class KeyValueCache:
         """Memory of all buffers."""
         return sum(buffer.nbytes for buffer in self._buffers)
 
-    def bind(self, binding: Any) -> None:
-        """Bind every buffer as past and as present."""
+    @property
+    def in_integers(self) -> bool:
+        """Whether keys and values are quantized."""
+        return self._stored.dtype != "float32"
+
+    def bind(self, binding: Any, *, in_place: bool = True) -> None:
+        """Bind every buffer as past, and as present; not ``in_place``: the graph makes new arrays for the present, see :meth:`store`."""
         for (past, present), value in zip(self._names, self._values, strict=True):
             binding.bind_ortvalue_input(past, value)
-            binding.bind_ortvalue_output(present, value)
+            if in_place:
+                binding.bind_ortvalue_output(present, value)
+            else:
+                binding.bind_output(present, "cpu")
+
+    def store(self, presents: Sequence[np.ndarray], first: int, end: int) -> None:
+        """Copy what a graph says of the tokens from ``first`` on.
+
+        Args:
+            presents: of each buffer [batch, key_value_heads, tokens, width], in the order of :func:`cache_names`, from the first token on.
+            first: number of the first token that is copied.
+            end: number of the first one after it that is not.
+        """
+        for buffer, present in zip(self._buffers, presents, strict=True):
+            buffer[:, :, first:end] = present[:, :, first:end]
 
     def rows(self, places: range) -> KeyValueCache:
         """Consecutive rows, in the same memory: what is written there is written here."""

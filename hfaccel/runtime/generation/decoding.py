@@ -26,6 +26,8 @@ ROW_COST_TOKENS = 16
 LOGITS_TO_KEEP = "logits_to_keep"
 """A graph's input that says how many tokens, the last ones, its output :data:`KEPT_LOGITS` is about; 1 where it is not fed."""
 KEPT_LOGITS = "kept_logits"
+ATTEND_IN_FLOAT = "attend_in_float"
+"""An input of a graph for prompts with a cache of integers: whether several new tokens see each other in float; true where it is not fed."""
 TOKEN_INPUTS = ("input_ids", "attention_mask", POSITIONS)
 
 
@@ -106,18 +108,22 @@ class Decoding:
     def _read(self, ids: np.ndarray, places: range, rows: Sequence[Sequence[int]], cache: KeyValueCache) -> np.ndarray:
         """Read int64 [batch, tokens] into a cache of these rows; the logits [batch, vocabulary] after what ``rows`` holds of it."""
         first = len(self.tokens[places[0]])
-        session = self._decoder.session
+        session, many = self._decoder.session, False
         if self._decoder.prompt_session is not None and ids.size >= PROMPT_TOKENS:
-            session = self._decoder.prompt_session
-        binding = self._bound_to(session, cache)  # of its own: steps bind another output
+            session, many = self._decoder.prompt_session, ids.shape[1] > 1
+        in_place = not (many and cache.in_integers)  # see hfaccel.quant.float_prompts
+        binding = self._bound_to(session, cache, in_place=in_place)  # of its own: steps bind another output
         binding.bind_output("logits", "cpu")
         positions = np.broadcast_to(np.arange(first, first + ids.shape[1], dtype=np.int64), ids.shape)
         mask = self._mask[places.start : places.stop, : first + ids.shape[1]]
         self._run(session, binding, ids, positions, mask)
+        results = binding.get_outputs()
+        if not in_place:
+            cache.store([value.numpy() for value in results[:-1]], first, first + ids.shape[1])
         # Only now: what was not read to the end must not be taken for read when the cache is used again.
         for place, row in zip(places, rows, strict=True):
             self.tokens[place].extend(row)
-        logits: np.ndarray = binding.get_outputs()[-1].numpy()  # bound last; a graph may give one row of logits per token
+        logits: np.ndarray = results[-1].numpy()  # bound last; a graph may give one row of logits per token
         if logits.shape[1] == 1:
             return logits[:, 0]
         return np.asarray(logits[np.arange(len(rows)), [len(row) - 1 for row in rows]])
@@ -248,9 +254,9 @@ class Decoding:
             binding.bind_cpu_input(POSITIONS, np.ascontiguousarray(positions))
         session.run_with_iobinding(binding)
 
-    def _bound_to(self, session: Any, cache: KeyValueCache) -> Any:
+    def _bound_to(self, session: Any, cache: KeyValueCache, *, in_place: bool = True) -> Any:
         binding = session.io_binding()
-        cache.bind(binding)
+        cache.bind(binding, in_place=in_place)
         if self.memory is not None:
             self.memory.bind(binding)
         return binding
