@@ -327,9 +327,13 @@ def explain_language(loss: LanguageLoss, settings: AccuracySection) -> str:
     verdict = judge_language(loss, settings)
     if not verdict.too_few_examples:
         return numbers
+    seen = f"{numbers}; what was seen is within the limit, but {loss.documents} texts are too few to prove it: "
     needed = verdict.examples_needed
-    more = "so close to the limit no practical number would decide" if needed is None else f"about {needed} texts would decide"
-    return f"{numbers}; what was seen is within the limit, but {loss.documents} texts are too few to prove it: {more}"
+    if needed is None:
+        return f"{seen}so close to the limit no practical number would decide"
+    tokens = needed * loss.tokens // loss.documents
+    above = f" (with accuracy.max_tokens above {settings.max_tokens})" if tokens > settings.max_tokens else ""
+    return f"{seen}about {needed} texts would decide{above}"
 
 
 def _check_windows(source: Sequence[WindowScores], candidate: Sequence[WindowScores], divergences: Sequence[Divergence]) -> None:

@@ -291,6 +291,9 @@ class AccuracySection(Section):
     min_same_order: float = Field(gt=0, le=1)
     batch_invariance: float = Field(gt=0, le=1)
     max_examples: int = Field(ge=8)
+    max_tokens: int = Field(
+        default=5000, ge=100, description="of models that write: tokens of text, or of answers, that every candidate reads"
+    )
     resamples: int = Field(ge=200, le=20000)
 
     @property

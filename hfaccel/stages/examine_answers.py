@@ -29,10 +29,9 @@ if TYPE_CHECKING:
     from hfaccel.evaluate.dataset import Dataset
     from hfaccel.stages.base import StageContext
 
-MOST_TOKENS = 5_000
-"""Of answers that every candidate reads."""
-MOST_SOURCE_TOKENS = 20_000
-"""Of the texts before them: the encoder reads a token several times as fast as the decoder with its vocabulary."""
+SOURCE_TOKENS_PER_TOKEN = 4
+"""Of the texts before answers at most, for each token of answers: the encoder reads a token several times as fast as the decoder with its
+vocabulary."""
 MOST_SOUNDS = 100
 """Each costs a run of the encoder over a whole window."""
 MOST_OWN_ANSWERS = 64
@@ -139,7 +138,7 @@ class AnswersExaminer:
             item = reader.force(number, example, start, answer)
             tokens += len(item.window.ids)
             source_tokens += reader.source_length(example)
-            if forced and (tokens > MOST_TOKENS or source_tokens > MOST_SOURCE_TOKENS):
+            if forced and max(tokens, source_tokens / SOURCE_TOKENS_PER_TOKEN) > self._limits.max_tokens:
                 break
             forced.append(item)
         return forced

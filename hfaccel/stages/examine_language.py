@@ -37,12 +37,11 @@ if TYPE_CHECKING:
     from hfaccel.artifact.generation import GenerationSettings
     from hfaccel.evaluate.dataset import Dataset
     from hfaccel.evaluate.example import Example
+    from hfaccel.recipe.schema import AccuracySection
     from hfaccel.stages.base import StageContext
     from hfaccel.stages.candidates import Candidate
 
 WINDOW_TOKENS = 512
-MOST_TOKENS = 5_000
-"""Of text that every candidate reads: the source alone takes a second for some hundred of them."""
 BRIEF_TOKENS = 1_000
 """Of text that the float graph reads: that it is the source has been proved before, and reading all would take as long as the source."""
 KEPT_LOGITS_BYTES = 64_000_000
@@ -68,9 +67,9 @@ class _Kept:
 class LanguageExaminer:
     """Holds what the source says about the text, and examines one graph after the other against it.
 
-    Text without expected answers is read in windows of at most 512 tokens, up to 5,000 tokens in all. Where the data has prompts
-    with expected answers, each prompt is read with its answer, only the answers' tokens are scored, and every candidate answers
-    the prompts itself.
+    Text without expected answers is read in windows of at most 512 tokens. Where the data has prompts with expected answers, each
+    prompt is read with its answer, only the answers' tokens are scored, and every candidate answers the prompts itself. The recipe
+    says how many tokens are read in all (``accuracy.max_tokens``): the source alone takes a second for some hundred of them.
 
     Args:
         source: gives the logits of all tokens.
@@ -102,13 +101,14 @@ class LanguageExaminer:
         longest = max(SHORTEST_WINDOW, min(WINDOW_TOKENS, settings.context_length))
         if dataset.labelled:
             reader = PromptReader(tokenizer_folder)
-            self._windows, examples = _prompted_windows(reader, dataset, min(longest, settings.context_length - 1))
+            longest_prompt = min(longest, settings.context_length - 1)
+            self._windows, examples = _prompted_windows(reader, dataset, longest_prompt, self._limits.max_tokens)
             if source_answers is not None:
                 metric = resolve_metric(ctx.metric, "text-generation", None)
                 count = min(MOST_WRITTEN, MOST_WRITTEN_TOKENS // reader.limits(examples).max_new_tokens)
                 self._own = OwnAnswers(metric, examples[:count], source_answers, self._limits, seed=ctx.recipe.seed)
         else:
-            self._windows = _text_windows(dataset, tokenizer_folder, longest, self._limits.max_examples)
+            self._windows = _text_windows(dataset, tokenizer_folder, longest, self._limits)
         every = self._every()
         self._source: list[WindowScores] = []
         self._kept: list[_Kept] = []
@@ -209,10 +209,11 @@ class LanguageExaminer:
         return worst
 
 
-def _text_windows(dataset: Dataset, tokenizer_folder: Path, longest: int, max_examples: int) -> list[Window]:
+def _text_windows(dataset: Dataset, tokenizer_folder: Path, longest: int, limits: AccuracySection) -> list[Window]:
     tokenizer = open_tokenizer(tokenizer_folder / "tokenizer.json")
     texts = list(dict.fromkeys(text if isinstance(text, str) else " ".join(text) for text in dataset.texts()))
-    windows = _first_windows([tokenizer.encode(text).ids for text in texts[:max_examples]], longest)
+    read = [tokenizer.encode(text).ids for text in texts[: limits.max_examples]]
+    windows = _up_to(cut_windows(read, length=longest), limits.max_tokens)
     if not windows:
         raise DataError(
             f"no text has {SHORTEST_WINDOW} tokens or more",
@@ -222,7 +223,9 @@ def _text_windows(dataset: Dataset, tokenizer_folder: Path, longest: int, max_ex
     return windows
 
 
-def _prompted_windows(reader: PromptReader, dataset: Dataset, longest: int) -> tuple[list[Window], list[Example]]:
+def _prompted_windows(
+    reader: PromptReader, dataset: Dataset, longest: int, max_tokens: int
+) -> tuple[list[Window], list[Example]]:
     """Prompts with their answers and the examples that they are of, without those that are longer than the model should read."""
     read = [(reader.window(number, example), example) for number, example in enumerate(dataset.examples)]
     fitting = [(window, example) for window, example in read if len(window.ids) <= longest]
@@ -232,16 +235,12 @@ def _prompted_windows(reader: PromptReader, dataset: Dataset, longest: int) -> t
             where=dataset.name,
             hint="give shorter prompts, or running text without answers",
         )
-    return _up_to([window for window, _ in fitting], MOST_TOKENS), [example for _, example in fitting]
+    return _up_to([window for window, _ in fitting], max_tokens), [example for _, example in fitting]
 
 
 def _spread(windows: Sequence[Window], most: int) -> list[Window]:
     count = min(len(windows), most)
     return [windows[number * len(windows) // count] for number in range(count)]
-
-
-def _first_windows(documents: Sequence[Sequence[int]], length: int) -> list[Window]:
-    return _up_to(cut_windows(documents, length=length), MOST_TOKENS)
 
 
 def _up_to(windows: Sequence[Window], most_tokens: int) -> list[Window]:

@@ -261,9 +261,11 @@ def test_few_texts_are_told_how_many_would_do() -> None:
     assert verdict.too_few_examples
     assert verdict.examples_needed is not None
     assert verdict.examples_needed > 4
-    assert f"4 texts are too few to prove it: about {verdict.examples_needed} texts would decide" in explain_language(
-        loss, LIMITS
-    )
+    advice = f"4 texts are too few to prove it: about {verdict.examples_needed} texts would decide"
+    read = verdict.examples_needed * loss.tokens // 4
+    assert explain_language(loss, LIMITS.model_copy(update={"max_tokens": read})).endswith(advice)
+    limited = explain_language(loss, LIMITS.model_copy(update={"max_tokens": read - 1}))
+    assert limited.endswith(f"{advice} (with accuracy.max_tokens above {read - 1})")
 
 
 def test_one_text_gives_no_pass_even_without_a_difference() -> None:
