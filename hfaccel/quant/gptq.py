@@ -46,7 +46,7 @@ DAMPING = 0.01
 _INPUTS_AT_ONCE = 64
 """Errors reach the inputs after these in one product; more at once have more to do one by one."""
 _INVERSE_AT_ONCE = 128
-_TOKENS_FOR_EIGHT_BITS = 4096
+_TOKENS_FOR_EIGHT_BITS = 2048
 
 
 def compensated(
