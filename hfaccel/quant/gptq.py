@@ -47,6 +47,7 @@ _INPUTS_AT_ONCE = 64
 """Errors reach the inputs after these in one product; more at once have more to do one by one."""
 _INVERSE_AT_ONCE = 128
 _TOKENS_FOR_EIGHT_BITS = 2048
+"""Twice as many take 3 s more and lose no less (SmolLM2: divergence 0.0043 in place of 0.0039)."""
 
 
 def compensated(

@@ -23,13 +23,9 @@ if TYPE_CHECKING:
 def with_float_cache(
     judged: Sequence[Candidate], parent: Artifact, examiner: LanguageExaminer, ctx: StageContext
 ) -> Iterator[Candidate]:
-    """Candidates of rungs that leave the cache to hfaccel (``cache_bits: auto``) and missed the gate; of those in 4 bit the search goes on.
+    """Candidates of rungs of 8 bit that leave the cache to hfaccel (``cache_bits: auto``) and missed the gate.
 
-    Args:
-        judged: all candidates so far, with their reasons.
-        parent: of the quantize stage: its float graph is what new candidates are timed against.
-        examiner: of the accuracy gate.
-        ctx: of the stage; graphs are written under ``ctx.workdir/fallback``.
+    Those of 4 bit miss it for their weights, which is what :func:`hfaccel.stages.eight_bits.search_eight_bits` mends; arguments as there.
     """
     rungs = {rung.name: rung for rung in ctx.recipe.quantize.ladder if rung.cache_bits == "auto" and rung.precision == "int8"}
     for missed in judged:
