@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hfaccel.quant.cached_attention import CACHE_BITS, PASTS, QUANTIZATION_KINDS, SCALES, attentions
-from hfaccel.rewrites.graphs import new_initializer, read_instead, shared_initializer
+from hfaccel.rewrites.graphs import PROMPT_INTEGERS, new_initializer, read_instead, shared_initializer, shared_integers
 from hfaccel.runtime.generation.decoding import ATTEND_IN_FLOAT
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def _lengths(model: onnx_ir.Model, first: onnx_ir.Node) -> tuple[onnx_ir.Value, 
     nodes = _Nodes("prompt_lengths")
     wanted = new_initializer(model, ATTEND_IN_FLOAT, np.array(True))
     model.graph.inputs.append(wanted)
-    columns = _integers(model, 1)
+    columns = shared_integers(model, PROMPT_INTEGERS, 1)
     new, total = (
         nodes.add("Gather", what, nodes.add("Shape", f"{what}_shape", inputs[name]), columns)
         for what, name in (("new", "input_ids"), ("total", "attention_mask"))
@@ -84,8 +84,8 @@ def _in_float(model: onnx_ir.Model, node: onnx_ir.Node, past_length: onnx_ir.Val
 
     name = f"{node.name}_in_float"
     nodes = _Nodes(name)
-    from_first, tokens = _integers(model, 0), _integers(model, _TOKENS)
-    to_last = _integers(model, np.iinfo(np.int64).max)
+    from_first, tokens = shared_integers(model, PROMPT_INTEGERS, 0), shared_integers(model, PROMPT_INTEGERS, _TOKENS)
+    to_last = shared_integers(model, PROMPT_INTEGERS, np.iinfo(np.int64).max)
     operands, pasts = list(node.inputs[: SCALES[0]]), []
     for place, index, what in zip(PASTS, SCALES, ("key", "value"), strict=True):
         stored, scale = node.inputs[place], node.inputs[index]
@@ -128,7 +128,3 @@ class _Nodes:
         for value, what in zip(node.outputs, results, strict=True):
             value.name = f"{self._prefix}_{what}_value"
         self.made.append(node)
-
-
-def _integers(model: onnx_ir.Model, *values: int) -> onnx_ir.Value:
-    return shared_initializer(model, "prompt_integers_" + "_".join(map(str, values)), np.array(values, dtype=np.int64))

@@ -23,7 +23,7 @@ from hfaccel.quant.massive_channels import MassiveChannels, split_off
 from hfaccel.quant.per_token import ZERO_LEVEL, PerTokenProducts, turned, turning_group
 from hfaccel.quant.weight_only import BlockwiseWeight, read_blocks
 from hfaccel.rewrites.drop_unused import drop_unused
-from hfaccel.rewrites.graphs import PROMPT_DATA_NAME, load_graph, shared_initializer
+from hfaccel.rewrites.graphs import PROMPT_DATA_NAME, PROMPT_INTEGERS, load_graph, shared_initializer, shared_integers
 from hfaccel.rewrites.score_at_once import score_at_once
 from hfaccel.runtime.generation.decoder import PROMPT_GRAPH_NAME
 
@@ -127,7 +127,7 @@ def _channels_of_blocks(model: onnx_ir.Model, node: onnx_ir.Node) -> tuple[onnx_
         return made[-1].outputs[0]
 
     def integers(*values: int) -> onnx_ir.Value:
-        return shared_initializer(model, "prompt_integers_" + "_".join(map(str, values)), np.array(values, dtype=np.int64))
+        return shared_integers(model, PROMPT_INTEGERS, *values)
 
     levels = add("Reshape", "levels", blocks, integers(outputs, -1))
     if inputs % node.attributes.get_int("block_size", inputs):

@@ -112,16 +112,15 @@ def store_cache(graph: Path, scales: Mapping[str, np.ndarray], bits: CacheBits) 
     import onnx_ir
 
     steps, prompt_path = load_graph(graph), graph.with_name(PROMPT_GRAPH_NAME)
-    models = {graph: steps}
     if prompt_path.is_file():
-        models[prompt_path] = prompts = load_graph(prompt_path)
+        prompts = load_graph(prompt_path)
         if scores_at_once(prompts):
             score_at_once(steps)  # a single token is faster in blocks with a float cache only
-    for path, model in models.items():
-        store_in_integers(model, scales, bits)
-        if path == prompt_path:
-            attend_in_float(model)
-        onnx_ir.save(model, str(path))  # weights that lie in a file of their own stay there
+        store_in_integers(prompts, scales, bits)
+        attend_in_float(prompts)
+        onnx_ir.save(prompts, str(prompt_path))  # weights that lie in a file of their own stay there
+    store_in_integers(steps, scales, bits)
+    onnx_ir.save(steps, str(graph))
 
 
 def cache_scales(graph: Path, batches: Sequence[Feeds], bits: CacheBits) -> dict[str, np.ndarray]:
@@ -146,7 +145,8 @@ def cache_scales(graph: Path, batches: Sequence[Feeds], bits: CacheBits) -> dict
         limits = _limits(values, rotations[name])
         least = max(_SMALLEST * float(limits.max()), float(np.finfo(np.float32).tiny))
         steps = np.maximum(limits, least) / (2 ** (bits - 1) - 1)
-        steps = _fitted(steps, np.concatenate(values.first)) if bits == 8 else _clipped(steps, np.concatenate(values.sample))
+        factors, tokens = (_HEADROOMS, values.first) if bits == 8 else (_SHRINKS, values.sample)
+        steps = _best_fit(steps, factors, np.concatenate(tokens), bits)
         scales[name] = steps[None, :, None, :].astype(np.float32)
     return scales
 
@@ -253,21 +253,11 @@ def _limits(seen: _Seen, rotation: _Rotation | None) -> np.ndarray:
     return limits
 
 
-def _fitted(steps: np.ndarray, first: np.ndarray) -> np.ndarray:
-    """The step [heads, channels] of 8-bit integers, with the headroom that gives the first tokens [texts, heads, channels] back best."""
-    best, least = steps, np.full(steps.shape, np.inf)
-    for headroom in _HEADROOMS:
-        step = steps * headroom
-        error = np.square(np.rint(first / step) * step - first).mean(axis=0)
-        best, least = np.where(error < least, step, best), np.minimum(error, least)
-    return best
-
-
-def _clipped(steps: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-    """The step [heads, channels] of 4-bit integers, or what is left of it where that gives the tokens [tokens, heads, channels] back best."""
-    best, least = steps, np.full(steps.shape, np.inf)
-    for shrink in _SHRINKS:
-        step = steps * shrink
-        error = np.square(np.clip(np.rint(tokens / step), -8, 7) * step - tokens).mean(axis=0)
+def _best_fit(steps: np.ndarray, factors: Sequence[float], tokens: np.ndarray, bits: CacheBits) -> np.ndarray:
+    """The step [heads, channels] times the factor that gives the tokens [tokens, heads, channels] back best, in each channel."""
+    best, least, half = steps, np.full(steps.shape, np.inf), 2 ** (bits - 1)
+    for factor in factors:
+        step = steps * factor
+        error = np.square(np.clip(np.rint(tokens / step), -half, half - 1) * step - tokens).mean(axis=0)
         best, least = np.where(error < least, step, best), np.minimum(error, least)
     return best

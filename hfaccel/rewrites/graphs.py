@@ -18,6 +18,8 @@ GRAPH_NAME = "model.onnx"
 DATA_NAME = "model.onnx.data"
 PROMPT_DATA_NAME = f"{PROMPT_GRAPH_NAME}.data"
 """Weights that only the graph for prompts reads."""
+PROMPT_INTEGERS = "prompt_integers"
+"""Begins the names of constants that only the graph for prompts reads."""
 _BESIDE = (DATA_NAME, PROMPT_GRAPH_NAME, PROMPT_DATA_NAME)
 
 
@@ -112,6 +114,13 @@ def shared_initializer(model: onnx_ir.Model, name: str, array: object) -> onnx_i
     """The constant of this name; registered if the graph does not have it yet, so equal chains of nodes are known to be equal."""
     known = model.graph.initializers.get(name)
     return known if known is not None else new_initializer(model, name, array)
+
+
+def shared_integers(model: onnx_ir.Model, prefix: str, *values: int) -> onnx_ir.Value:
+    """An int64 vector as a :func:`shared_initializer`, whose name is the prefix and the values."""
+    import numpy as np
+
+    return shared_initializer(model, "_".join((prefix, *map(str, values))), np.array(values, dtype=np.int64))
 
 
 def take_over(node: onnx_ir.Node, value: onnx_ir.Value) -> None:

@@ -148,8 +148,8 @@ def _in_four_bits(rung: Rung, batches: Sequence[Feeds], ctx: StageContext) -> _I
     folder.mkdir(parents=True, exist_ok=True)
     kept_float = tuple((matmul, 0.0) for matmul in rung.float_matmuls)
     built = quantize_graph(free, prepared, kept_float, weights=ctx.recipe.quantize.weights, folder=folder)
-    bits = cache_bits(rung, floating)
-    return _InFourBits(free, prepared, built.path, built.quantized, bits and cache_scales(floating, batches, bits))
+    scales = None if cache_bits(rung, floating) is None else cache_scales(floating, batches, 8)
+    return _InFourBits(free, prepared, built.path, built.quantized, scales)
 
 
 def _errors(

@@ -108,10 +108,10 @@ class Decoding:
     def _read(self, ids: np.ndarray, places: range, rows: Sequence[Sequence[int]], cache: KeyValueCache) -> np.ndarray:
         """Read int64 [batch, tokens] into a cache of these rows; the logits [batch, vocabulary] after what ``rows`` holds of it."""
         first = len(self.tokens[places[0]])
-        session, many = self._decoder.session, False
-        if self._decoder.prompt_session is not None and ids.size >= PROMPT_TOKENS:
-            session, many = self._decoder.prompt_session, ids.shape[1] > 1
-        in_place = not (many and cache.in_integers)  # see hfaccel.quant.float_prompts
+        as_prompts = self._decoder.prompt_session is not None and ids.size >= PROMPT_TOKENS
+        session = self._decoder.prompt_session if as_prompts else self._decoder.session
+        # Several tokens of a row attend in float there, whatever the cache holds: see hfaccel.quant.float_prompts.
+        in_place = not (as_prompts and ids.shape[1] > 1 and cache.in_integers)
         binding = self._bound_to(session, cache, in_place=in_place)  # of its own: steps bind another output
         binding.bind_output("logits", "cpu")
         positions = np.broadcast_to(np.arange(first, first + ids.shape[1], dtype=np.int64), ids.shape)
