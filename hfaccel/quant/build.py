@@ -13,6 +13,7 @@ from hfaccel.quant.calibration import Feeds, observe
 from hfaccel.quant.convolutions import store_convolutions
 from hfaccel.quant.eight_bit_scores import round_score_operands
 from hfaccel.quant.eight_bit_shares import spell_out_rounded
+from hfaccel.quant.float_channels import keep_channels
 from hfaccel.quant.gptq import store_compensated, store_nearest
 from hfaccel.quant.integer_products import store_dynamic, store_static
 from hfaccel.quant.layers import has_eight_bits, part_of, weight_name
@@ -79,6 +80,7 @@ class PreparedGraph:
         to_turn: all others that such a graph computes in 8 bit.
         massive: channels of those that such a graph computes in float.
         round_shares: names of the attentions that round shares and values to 8 bit.
+        channelwise: those of ``outlier_matmuls`` that have channels which stand out, now in float.
     """
 
     model: onnx_ir.Model
@@ -90,6 +92,7 @@ class PreparedGraph:
     to_turn: tuple[str, ...] = ()
     massive: Mapping[str, MassiveChannels] = field(default_factory=dict)
     round_shares: tuple[str, ...] = ()
+    channelwise: tuple[str, ...] = ()
 
 
 def build_candidate(
@@ -155,6 +158,8 @@ def prepare_graph(rung: Rung, graph: Path, calibration: CalibrationData, *, scra
         split = split_outlier_neurons(model, statistics, rung.outlier_neurons)
     if rung.smooth is not None:
         smooth_activations(model, statistics, rung.smooth, names=statistics.keys() - feed_forward_inputs, exclude=split)
+    kept_channels = keep_channels(model, statistics, rung.outlier_matmuls, neurons=not rung.outlier_neurons)
+    split += tuple(name for names in kept_channels.values() for name in names)
     drop_unused(model)  # the weights from before the rewrites, as large as the model itself
     matmuls = tuple(site.node for site in matmul_sites(model) if site.node not in split)
     ranges = None
@@ -162,7 +167,9 @@ def prepare_graph(rung: Rung, graph: Path, calibration: CalibrationData, *, scra
         ranges = static_ranges(rung, model, matmuls, statistics, calibration.batches, scratch=scratch)
     in_channels = tuple(name for name in matmuls if name in read_norms) if rung.prompt_graph else ()
     to_turn = tuple(name for name in _but_head(model, matmuls) if name not in read_norms) if rung.prompt_graph else ()
-    return PreparedGraph(model, matmuls, split, ranges, calibration.batches, in_channels, to_turn, massive, round_shares)
+    return PreparedGraph(
+        model, matmuls, split, ranges, calibration.batches, in_channels, to_turn, massive, round_shares, tuple(kept_channels)
+    )
 
 
 def _rotate(rung: Rung, model: onnx_ir.Model, graph: Path) -> tuple[str, ...]:
@@ -346,7 +353,7 @@ def write_blocks(rung: Rung, graph: Path, names: Collection[str], folder: Path) 
 
 
 def _check_known(rung: Rung, prepared: PreparedGraph) -> None:
-    for key in ("float_matmuls", "blockwise_matmuls", "eight_bit_matmuls"):
+    for key in ("float_matmuls", "blockwise_matmuls", "outlier_matmuls", "eight_bit_matmuls"):
         unknown = set(getattr(rung, key)) - set(prepared.matmuls)
         if unknown:
             raise RecipeError(

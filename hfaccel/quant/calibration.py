@@ -77,6 +77,12 @@ class ActivationStatistics:
         """Of the chosen channels alone; without histogram and mean."""
         return ActivationStatistics(self.channel_minimum[channels], self.channel_maximum[channels])
 
+    def without_channels(self, channels: np.ndarray) -> ActivationStatistics:
+        """Of the same value with zeros in these channels; without histogram and mean."""
+        minimum, maximum = self.channel_minimum.copy(), self.channel_maximum.copy()
+        minimum[channels] = maximum[channels] = 0
+        return ActivationStatistics(minimum, maximum)
+
     def update(self, values: np.ndarray, *, histogram: bool = True) -> None:
         """Take in values [tokens, channels]; the histogram costs most of the time and only percentiles need it."""
         self.channel_minimum = np.minimum(self.channel_minimum, values.min(axis=0))

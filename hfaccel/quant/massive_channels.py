@@ -80,23 +80,29 @@ def find_massive_channels(
     return found
 
 
-def split_massive_channels(model: onnx_ir.Model, found: Mapping[str, MassiveChannels]) -> tuple[str, ...]:
+def split_massive_channels(
+    model: onnx_ir.Model, found: Mapping[str, MassiveChannels], statistics: dict[str, ActivationStatistics] | None = None
+) -> tuple[str, ...]:
     """Split the channels of float products off.
 
     Args:
         model: float graph; changed in place.
         found: by name of the MatMul.
+        statistics: of activations; where some are given, those of what is left of one are added.
 
     Returns:
         Names of the small MatMuls of what was split off, which must stay in float.
     """
     small = []
     for node in [node for node in model.graph if node.name in found]:
-        massive, weight = found[node.name or ""], node.inputs[1]
+        massive, (activation, weight) = found[node.name or ""], node.inputs
         assert weight is not None and weight.const_value is not None  # find_massive_channels saw it
         others = weight.const_value.numpy().copy()
         others[massive.channels] = 0
         small.append(split_off(model, node, massive, len(others)))
+        rest, known = node.inputs[0], (statistics or {}).get((activation and activation.name) or "")
+        if statistics is not None and known is not None and rest is not None:
+            statistics[rest.name or ""] = known.without_channels(massive.channels)
         # The name still says which part of the model it is.
         node.replace_input_with(1, new_initializer(model, f"{weight.name}_others", others))
     return tuple(small)

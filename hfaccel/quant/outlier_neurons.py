@@ -8,6 +8,7 @@ second product falls twentyfold, at the price of a MatMul 1 % as wide.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -55,17 +56,27 @@ def feed_forward_blocks(model: onnx_ir.Model) -> tuple[FeedForward, ...]:
     return tuple(blocks)
 
 
-def split_outlier_neurons(model: onnx_ir.Model, statistics: dict[str, ActivationStatistics], count: int) -> tuple[str, ...]:
+def split_outlier_neurons(
+    model: onnx_ir.Model, statistics: dict[str, ActivationStatistics], count: int, *, only: Collection[str] | None = None
+) -> tuple[str, ...]:
     """Split ``count`` neurons off every feed-forward block that has outliers; exact in float arithmetic.
 
     A block whose largest activation is less than 1.4 times that of the neurons that would stay is left whole: the split would cost time
     (3 % in openvino) for half a bit. The statistics of those activations become those of the neurons that stay.
+
+    Args:
+        model: float graph; changed in place.
+        statistics: of its activations; changed with it.
+        count: neurons of a block.
+        only: names of the blocks' second MatMuls; None for all blocks.
 
     Returns:
         Names of the MatMuls of the split-off part, which must stay in float.
     """
     kept: list[str] = []
     for block in feed_forward_blocks(model):
+        if only is not None and block.down.name not in only:
+            continue
         value = block.down.inputs[0]
         known = statistics.get(value.name or "") if value is not None else None
         if known is None:

@@ -78,6 +78,8 @@ def _of_weight_only(rung: Rung) -> list[tuple[str, str]]:
     found = []
     if rung.blockwise_matmuls:
         found.append(("blockwise_matmuls", "the scheme weight-only stores every MatMul in blocks"))
+    if rung.outlier_matmuls:
+        found.append(("outlier_matmuls", "the scheme weight-only has a scale for each token and block"))
     if not rung.per_channel:
         found.append(("per_channel", "the scheme weight-only has a scale per block of a channel, never one per tensor"))
     if rung.calibration != "minmax":

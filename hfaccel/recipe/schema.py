@@ -105,6 +105,8 @@ class Rung(Section):
         float_matmuls: names of MatMuls that stay in float, as the search for a fallback found them for this very checkpoint.
         blockwise_matmuls: names of MatMuls that are stored in blocks of 8 bit (see ``weight-only``) while the others follow the
             scheme: nearly as accurate as float and faster. Found by the same search.
+        outlier_matmuls: names of MatMuls of whose input the channels that stand out stay in float, and no others: faster than all of the MatMul
+            in float. Found by the same search; needs calibration data.
         blockwise_decoder: of encoder-decoders: the decoder's MatMuls are stored like these. A step of it reads all its weights for a
             few tokens, while the encoder computes many at once.
         quantize_embeddings: also store embedding tables in 8 bit (whatever the bits of the weights).
@@ -159,6 +161,7 @@ class Rung(Section):
     keep_float: int = Field(default=0, ge=0)
     float_matmuls: tuple[str, ...] = ()
     blockwise_matmuls: tuple[str, ...] = ()
+    outlier_matmuls: tuple[str, ...] = ()
     blockwise_decoder: bool = False
     quantize_embeddings: bool = False
     calibration: Literal["minmax", "percentile"] = "minmax"
@@ -190,7 +193,7 @@ class Rung(Section):
     @property
     def needs_statistics(self) -> bool:
         """Whether this rung can be built only with statistics of the activations."""
-        return self.scheme == "static" or self.smooth is not None or self.outlier_neurons > 0
+        return self.scheme == "static" or self.smooth is not None or self.outlier_neurons > 0 or bool(self.outlier_matmuls)
 
     @property
     def needs_runs(self) -> bool:

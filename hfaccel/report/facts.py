@@ -260,6 +260,8 @@ def waterfall(manifest: Manifest) -> Iterator[Step]:
             what += f", {len(winner['kept_float'])} kept in float"
         if winner.get("blockwise"):
             what += f", {len(winner['blockwise'])} of the {winner['precision']} ones in blocks"
+        if winner.get("channelwise"):
+            what += f", {len(winner['channelwise'])} of the {winner['precision']} ones with outlier channels in float"
         in_eight_bits = sum(item["precision"] == "int8" for item in winner.get("matmuls", ()))
         if in_eight_bits and winner["precision"] == "int4":
             what += f", {in_eight_bits} of them in int8"

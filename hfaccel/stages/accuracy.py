@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from hfaccel.runtime.session import Runner
 
 NAME: StageName = "accuracy"
-REVISION = 27
+REVISION = 28
 LIBRARIES = (
     "torch",
     "transformers",

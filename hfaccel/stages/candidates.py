@@ -80,6 +80,7 @@ class Candidate:
         quantized: how many MatMuls are in 8 bit.
         kept_float: those left in float for their sensitivity, worst first, with their measured error.
         blockwise: those of a scheme with one scale per tensor or channel that are stored in blocks for their sensitivity.
+        channelwise: those of whose input only the channels that stand out stay in float, for their sensitivity.
         eight_bit: those of a rung of 4 bit that have 8 for their sensitivity, worst for its bytes first, with their measured error.
         verdict: what the accuracy gate measured, once it did.
         pareto: whether it holds all gates, and no other that does is as good in speed, size and accuracy and better in one.
@@ -99,6 +100,7 @@ class Candidate:
     quantized: int = 0
     kept_float: tuple[tuple[str, float], ...] = ()
     blockwise: tuple[str, ...] = ()
+    channelwise: tuple[str, ...] = ()
     eight_bit: tuple[tuple[str, float], ...] = ()
     verdict: dict[str, Any] | None = None
     pareto: bool = False
@@ -118,6 +120,7 @@ class Candidate:
                 "timings": tuple(PointTiming(**item) for item in data["timings"]),
                 "kept_float": tuple((name, error) for name, error in data["kept_float"]),
                 "blockwise": tuple(data["blockwise"]),
+                "channelwise": tuple(data["channelwise"]),
                 "eight_bit": tuple((name, error) for name, error in data["eight_bit"]),
                 "matmuls": tuple(MatMulPrecision(**item) for item in data["matmuls"]),
             }

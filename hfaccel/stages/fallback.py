@@ -23,7 +23,7 @@ from hfaccel.stages.calibrate import calibration_batches, data_batches
 from hfaccel.stages.candidates import FLOAT_PARENT, Candidate
 from hfaccel.stages.choice import risk
 from hfaccel.stages.journal import Journal
-from hfaccel.stages.mixed import return_to_blocks
+from hfaccel.stages.mixed import return_but_outliers, return_to_blocks
 from hfaccel.stages.parents import ACCURACY_REASONS, FALLBACK_FOLDER, FALLBACK_SUFFIX, float_graphs
 from hfaccel.stages.precision_map import places_of
 from hfaccel.stages.race import timed_against
@@ -81,7 +81,7 @@ def search_fallbacks(judged: Sequence[Candidate], parent: Artifact, examiner: Ex
             break
         if ctx.on_target and item.speedup < best * worth_it:
             continue
-        if batches and rung.needs_statistics and rung.graph not in statistics:
+        if batches and rung.scheme != "weight-only" and rung.graph not in statistics:
             statistics[rung.graph] = _statistics(rung.graph, batches, parent, ctx)
         # Without calibration texts, those of the data serve for the ranking (their labels are not looked at).
         texts = batches or data_batches(examiner.dataset, ctx)
@@ -144,8 +144,13 @@ def _search(
     fallback = _confirmed(candidate, rung, prepared, found, errors, examiner, ctx)
     shutil.rmtree(scratch, ignore_errors=True)
     yield timed_against(parent, fallback, ctx)
-    if fallback.reason is None and fallback.kept_float and rung.scheme != "weight-only" and time.monotonic() < deadline:
-        yield timed_against(parent, return_to_blocks(fallback, rung, examiner, found.error_share, ctx), ctx)
+    if fallback.reason is not None or not fallback.kept_float or rung.scheme == "weight-only" or time.monotonic() > deadline:
+        return
+    yield timed_against(parent, return_to_blocks(fallback, rung, examiner, found.error_share, ctx), ctx)
+    if calibration.statistics and time.monotonic() < deadline:
+        split = return_but_outliers(fallback, rung, calibration, examiner, found.error_share, ctx)
+        if split is not None:
+            yield timed_against(parent, split, ctx)
 
 
 def _confirmed(

@@ -12,9 +12,10 @@ if TYPE_CHECKING:
     from hfaccel.stages.base import StageContext
     from hfaccel.stages.candidates import Candidate
 
-FALLBACK_SUFFIX, MIXED_SUFFIX, FLOAT_CACHE_SUFFIX = "-fallback", "-mixed", "-float-cache"
+FALLBACK_SUFFIX, MIXED_SUFFIX, OUTLIERS_SUFFIX, FLOAT_CACHE_SUFFIX = "-fallback", "-mixed", "-outliers", "-float-cache"
 """End the names of candidates that the search made of a rung: with some MatMuls in float, with some in blocks of 8 bit, where the
-others have one scale per tensor or channel, or 4 bits, and with keys and values in float."""
+others have one scale per tensor or channel, or 4 bits, with channels that stand out in float, and with keys and values in float."""
+_SEARCHED = (FALLBACK_SUFFIX, MIXED_SUFFIX, OUTLIERS_SUFFIX, FLOAT_CACHE_SUFFIX)
 
 ACCURACY_REASONS = (
     "loss-over-budget",
@@ -37,8 +38,8 @@ def float_graphs(ctx: StageContext) -> dict[GraphScope, Artifact]:
 
 def _rung_of(name: str, ladder: Sequence[Rung]) -> Rung | None:
     """The rung that the candidate of this name was made of; None for the float graph."""
-    made_of = name.removesuffix(FALLBACK_SUFFIX).removesuffix(MIXED_SUFFIX).removesuffix(FLOAT_CACHE_SUFFIX)
-    return next((rung for rung in ladder if rung.name in (name, made_of)), None)
+    made_of = [name, *(name.removesuffix(suffix) for suffix in _SEARCHED)]
+    return next((rung for rung in ladder if rung.name in made_of), None)
 
 
 def rung_as_found(candidate: Candidate, ladder: Sequence[Rung]) -> Rung | None:
@@ -51,6 +52,7 @@ def rung_as_found(candidate: Candidate, ladder: Sequence[Rung]) -> Rung | None:
         "keep_float": 0,
         "float_matmuls": tuple(name for name, _ in candidate.kept_float),
         "blockwise_matmuls": candidate.blockwise,
+        "outlier_matmuls": candidate.channelwise,
         "inference_precision": candidate.session.inference_precision,
     }
     if candidate.name == rung.name + FLOAT_CACHE_SUFFIX:

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from hfaccel.recipe.targets import TargetProfile
 
 NAME: StageName = "quantize"
-REVISION = 38
+REVISION = 39
 LIBRARIES = ("onnx", "onnx-ir", "onnxruntime", "openvino", "tokenizers", "numpy")
 
 GRAPHS = "graphs"
@@ -205,6 +205,7 @@ def _build(
         quantized=len(built.quantized),
         kept_float=built.kept_float,
         blockwise=rung.blockwise_matmuls,
+        channelwise=rung.outlier_matmuls,
     )
     if not finite:
         return _dropped(made, "not-finite", "the graph gives NaN or infinity", ctx)

@@ -36,8 +36,9 @@ def planted_bert(
     fragile: Sequence[int] = FRAGILE_LAYERS,
     intermediate_size: int = 128,
     loudness: float = 500,
+    loud: slice = slice(5, 6),
 ) -> None:
-    """BERT; in fragile layers a feed-forward neuron is so much louder and its reader as much deafer: the same function."""
+    """BERT; in fragile layers some feed-forward neurons are so much louder and their readers as much deafer: the same function."""
     from transformers import BertConfig, BertModel
 
     torch.manual_seed(0)
@@ -54,10 +55,10 @@ def planted_bert(
     with torch.no_grad():
         for layer in fragile:
             block = model.encoder.layer[layer]
-            block.intermediate.dense.weight[5] *= loudness
-            block.intermediate.dense.bias[5] = loudness  # for every token
+            block.intermediate.dense.weight[loud] *= loudness
+            block.intermediate.dense.bias[loud] = loudness  # for every token
             block.output.dense.weight *= 8  # so that the feed-forward part matters in a random model
-            block.output.dense.weight[:, 5] /= loudness
+            block.output.dense.weight[:, loud] /= loudness
     model.save_pretrained(folder)
 
 
@@ -126,9 +127,9 @@ def test_the_recipe_repeats_the_model_byte_for_byte_without_a_search(
 def test_what_blocks_suffice_for_need_not_stay_in_float(
     texts: Path, tmp_path: Path, write_tokenizer: Callable[..., None]
 ) -> None:
-    """The loud neuron costs its own block of 128 precision, and not the seven others."""
+    """Loud neurons, too many to be split off, cost their own block of 128 precision, and not the seven others."""
     model = tmp_path / "model"
-    planted_bert(model, layers=2, fragile=(1,), intermediate_size=1024, loudness=30)
+    planted_bert(model, layers=2, fragile=(1,), intermediate_size=1024, loudness=30, loud=slice(0, 128))
     write_tokenizer(model)
     smallest_that_holds = (*NOT_FUSED[1:], "accuracy.min_cosine=0.997", "measure.objective=size")
     ladder = "quantize.ladder=[{name: first, scheme: dynamic, graph: optimized}]"
@@ -146,6 +147,25 @@ def test_what_blocks_suffice_for_need_not_stay_in_float(
 
     again = compile_planted(model, texts, tmp_path / "again", recipe=result.folder / "recipe.yaml")
     assert (again.folder / "model.onnx").read_bytes() == (result.folder / "model.onnx").read_bytes()
+
+
+def test_outlier_channels_alone_need_stay_in_float(planted: Path, texts: Path, tmp_path: Path) -> None:
+    """The loud neurons and 15 more are computed in float, all else of the two fragile MatMuls is in 8 bit."""
+    smallest = (*NOT_FUSED, "measure.objective=size")
+    result = compile_planted(planted, texts, tmp_path / "out", overrides=smallest)
+    candidates = {item["name"]: item for item in result.manifest["candidates"]}
+    fallback, outliers = candidates["dynamic-per-channel-fallback"], candidates["dynamic-per-channel-outliers"]
+    assert result.manifest["chosen"] == outliers["name"]
+    assert (outliers["kept_float"], outliers["quantized"]) == ([], LAYERS * 6)
+    assert outliers["channelwise"] == [name for name, _ in fallback["kept_float"]]
+    assert outliers["size_bytes"] < fallback["size_bytes"]
+    assert outliers["verdict"]["cosine_lower_bound"] > 0.995
+    assert {item["precision"] for item in outliers["matmuls"]} == {"int8"}
+    assert "2 of the int8 ones with outlier channels in float" in (result.folder / "report.md").read_text(encoding="utf-8")
+
+    again = compile_planted(planted, texts, tmp_path / "again", recipe=result.folder / "recipe.yaml")
+    assert (again.folder / "model.onnx").read_bytes() == (result.folder / "model.onnx").read_bytes()
+    assert [item["name"] for item in again.manifest["candidates"]] == [outliers["name"], "float"]
 
 
 def test_a_recipe_for_another_model_is_refused_by_name(

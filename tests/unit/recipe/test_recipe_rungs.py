@@ -135,6 +135,11 @@ def test_what_goes_together(fields: dict[str, Any]) -> None:
         ),
         ("scheme: per-token, method: gptq", "method", "the scheme per-token has no blocks"),
         ("scheme: dynamic, weight_only_bits: 4", "weight_only_bits", "the scheme dynamic has no blocks"),
+        (
+            "scheme: weight-only, outlier_matmuls: [one]",
+            "outlier_matmuls",
+            "the scheme weight-only has a scale for each token and block",
+        ),
         ("scheme: static, symmetric: false", "symmetric", "the scheme static has no blocks"),
         (
             "scheme: weight-only, per_channel: false",
