@@ -31,6 +31,7 @@ from hfaccel.quant.smooth import smooth_activations
 from hfaccel.quant.split_head import split_head
 from hfaccel.quant.switches import EightBitTrips, RoundTrips, SwitchedGraph
 from hfaccel.quant.weight_only import BlockwiseTrips, quantize_tables, save_compact, store_in_blocks, write_weight_only
+from hfaccel.quant.whole_blocks import blocks_to_split
 from hfaccel.recipe.weight_format import WeightFormat
 from hfaccel.rewrites.drop_unused import drop_unused
 from hfaccel.rewrites.graphs import load_graph
@@ -155,7 +156,8 @@ def prepare_graph(rung: Rung, graph: Path, calibration: CalibrationData, *, scra
     if massive and not rung.prompt_graph:
         split, massive = split_massive_channels(model, massive), {}
     if rung.outlier_neurons:
-        split = split_outlier_neurons(model, statistics, rung.outlier_neurons)
+        only = blocks_to_split(rung, model, statistics, calibration.batches, scratch=scratch) if rung.whole_blocks else None
+        split = split_outlier_neurons(model, statistics, rung.outlier_neurons, only=only)
     if rung.smooth is not None:
         smooth_activations(model, statistics, rung.smooth, names=statistics.keys() - feed_forward_inputs, exclude=split)
     kept_channels = keep_channels(model, statistics, rung.outlier_matmuls, neurons=not rung.outlier_neurons)

@@ -37,6 +37,8 @@ def contradictions(rung: Rung) -> tuple[tuple[str, str], ...]:
         found += _of_weight_only(rung)
     else:
         found += [(name, f"the scheme {rung.scheme} has no blocks") for name in _changed(rung, _WEIGHT_ONLY_FIELDS)]
+    if rung.whole_blocks and not rung.outlier_neurons:
+        found.append(("whole_blocks", "only blocks that outlier_neurons would be split off can be left whole"))
     if rung.eight_bit_scores and not (rung.portable and rung.graph == "fused"):
         found.append(("eight_bit_scores", "only static on the fused graph in openvino has them"))
     if rung.eight_bit_shares and not rung.eight_bit_scores:

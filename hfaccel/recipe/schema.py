@@ -101,6 +101,8 @@ class Rung(Section):
             follow; needs calibration data.
         outlier_neurons: feed-forward neurons per layer that stay in float because their activations are outliers; needs
             calibration data. 0 = none.
+        whole_blocks: feed-forward blocks have no neurons split off where, left whole together, they move the outputs by no more than this,
+            relative to them. 0 = all have.
         keep_float: how many of the most sensitive MatMuls stay in float; needs calibration data. 0 = none.
         float_matmuls: names of MatMuls that stay in float, as the search for a fallback found them for this very checkpoint.
         blockwise_matmuls: names of MatMuls that are stored in blocks of 8 bit (see ``weight-only``) while the others follow the
@@ -158,6 +160,7 @@ class Rung(Section):
     per_channel: bool = True
     smooth: float | None = Field(default=None, gt=0, lt=1)
     outlier_neurons: int = Field(default=0, ge=0, le=256)
+    whole_blocks: float = Field(default=0.0, ge=0, lt=1)
     keep_float: int = Field(default=0, ge=0)
     float_matmuls: tuple[str, ...] = ()
     blockwise_matmuls: tuple[str, ...] = ()
@@ -198,7 +201,7 @@ class Rung(Section):
     @property
     def needs_runs(self) -> bool:
         """Whether building this rung runs the whole graph on calibration texts."""
-        measures = self.keep_float > 0 or self.massive_channels > 0 or self.cache_bits is not None
+        measures = self.keep_float > 0 or self.whole_blocks > 0 or self.massive_channels > 0 or self.cache_bits is not None
         return measures or self.method in _CALIBRATED_METHODS
 
     @property
