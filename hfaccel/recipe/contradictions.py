@@ -39,12 +39,7 @@ def contradictions(rung: Rung) -> tuple[tuple[str, str], ...]:
         found += [(name, f"the scheme {rung.scheme} has no blocks") for name in _changed(rung, _WEIGHT_ONLY_FIELDS)]
     if rung.whole_blocks and not rung.outlier_neurons:
         found.append(("whole_blocks", "only blocks that outlier_neurons would be split off can be left whole"))
-    if rung.eight_bit_scores and not (rung.portable and rung.graph == "fused"):
-        found.append(("eight_bit_scores", "only static on the fused graph in openvino has them"))
-    if rung.eight_bit_shares and not rung.eight_bit_scores:
-        found.append(("eight_bit_shares", "only attention with eight_bit_scores has them"))
-    if rung.eight_bit_convolutions and not rung.portable:
-        found.append(("eight_bit_convolutions", "only static in openvino has them"))
+    found += _beyond_matmuls(rung)
     if rung.encoder_engine != "onnxruntime":
         found += _of_encoder_engine(rung)
     if rung.scheme == "dynamic" and rung.engine != "onnxruntime":
@@ -52,6 +47,17 @@ def contradictions(rung: Rung) -> tuple[tuple[str, str], ...]:
     if rung.scheme == "per-token":
         found += _of_per_token(rung)
     return tuple(found)
+
+
+def _beyond_matmuls(rung: Rung) -> list[tuple[str, str]]:
+    found = []
+    if rung.eight_bit_scores and not (rung.portable and rung.graph == "fused"):
+        found.append(("eight_bit_scores", "only static on the fused graph in openvino has them"))
+    if rung.eight_bit_shares and not rung.eight_bit_scores:
+        found.append(("eight_bit_shares", "only attention with eight_bit_scores has them"))
+    if rung.eight_bit_convolutions and not rung.portable:
+        found.append(("eight_bit_convolutions", "only static in openvino has them"))
+    return found
 
 
 def _of_encoder_engine(rung: Rung) -> list[tuple[str, str]]:

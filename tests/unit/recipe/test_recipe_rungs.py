@@ -142,6 +142,11 @@ def test_what_goes_together(fields: dict[str, Any]) -> None:
         ),
         ("scheme: static, symmetric: false", "symmetric", "the scheme static has no blocks"),
         (
+            "scheme: static, whole_blocks: 0.02",
+            "whole_blocks",
+            "only blocks that outlier_neurons would be split off can be left whole",
+        ),
+        (
             "scheme: weight-only, per_channel: false",
             "per_channel",
             "the scheme weight-only has a scale per block of a channel, never one per tensor",
