@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from hfaccel.errors import RecipeError
 from hfaccel.quant.calibration import Feeds, observe
+from hfaccel.quant.channel_rounding import compensated_weights
 from hfaccel.quant.convolutions import store_convolutions
 from hfaccel.quant.eight_bit_scores import round_score_operands
 from hfaccel.quant.eight_bit_shares import spell_out_rounded
@@ -25,13 +26,13 @@ from hfaccel.quant.outlier_neurons import feed_forward_blocks, split_outlier_neu
 from hfaccel.quant.per_token import PerTokenTrips, store_per_token
 from hfaccel.quant.prompt_graph import write_prompt_graph
 from hfaccel.quant.quantize_cache import CacheBits, quantize_cache, why_no_quantized_cache
+from hfaccel.quant.scaled_neurons import scale_neurons
 from hfaccel.quant.scheme import matmul_sites
 from hfaccel.quant.sensitivity import rank_by_sensitivity
 from hfaccel.quant.smooth import smooth_activations
 from hfaccel.quant.split_head import split_head
 from hfaccel.quant.switches import EightBitTrips, RoundTrips, SwitchedGraph
 from hfaccel.quant.weight_only import BlockwiseTrips, quantize_tables, save_compact, store_in_blocks, write_weight_only
-from hfaccel.quant.whole_blocks import blocks_to_split
 from hfaccel.recipe.weight_format import WeightFormat
 from hfaccel.rewrites.drop_unused import drop_unused
 from hfaccel.rewrites.graphs import load_graph
@@ -156,10 +157,11 @@ def prepare_graph(rung: Rung, graph: Path, calibration: CalibrationData, *, scra
     if massive and not rung.prompt_graph:
         split, massive = split_massive_channels(model, massive), {}
     if rung.outlier_neurons:
-        only = blocks_to_split(rung, model, statistics, calibration.batches, scratch=scratch) if rung.whole_blocks else None
-        split = split_outlier_neurons(model, statistics, rung.outlier_neurons, only=only)
+        split = split_outlier_neurons(model, statistics, rung.outlier_neurons)
     if rung.smooth is not None:
         smooth_activations(model, statistics, rung.smooth, names=statistics.keys() - feed_forward_inputs, exclude=split)
+    if rung.scaled_neurons:
+        scale_neurons(model, statistics, rung.scaled_neurons)
     kept_channels = keep_channels(model, statistics, rung.outlier_matmuls, neurons=not rung.outlier_neurons)
     split += tuple(name for names in kept_channels.values() for name in names)
     drop_unused(model)  # the weights from before the rewrites, as large as the model itself
@@ -249,7 +251,12 @@ def _write_integers(rung: Rung, prepared: PreparedGraph, nodes: Sequence[str], f
     elif prepared.ranges is None:
         store_dynamic(model, nodes, weights, per_channel=rung.per_channel)
     else:
-        store_static(model, nodes, prepared.ranges, weights, per_channel=rung.per_channel, portable=rung.portable)
+        rounded = {}
+        if rung.method == "gptq":
+            rounded = compensated_weights(model, nodes, prepared.batches, weights, workdir=folder / "scratch")
+        store_static(
+            model, nodes, prepared.ranges, weights, per_channel=rung.per_channel, portable=rung.portable, rounded=rounded
+        )
         of_decoder = decoder_nodes(model)  # which onnxruntime runs
         if rung.eight_bit_convolutions:
             store_convolutions(model, prepared.ranges, weights, exclude=of_decoder)

@@ -9,7 +9,9 @@ median, where 7 bits make them twice as wide.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -61,12 +63,21 @@ class ChannelWeights:
         model: the graph.
         weights: how they are stored.
         per_channel: one scale per output channel of a weight, else one for all of it.
+        rounded: those that are rounded already, by name; the others go to the nearest levels.
     """
 
-    def __init__(self, model: onnx_ir.Model, weights: WeightFormat, *, per_channel: bool = True) -> None:
+    def __init__(
+        self,
+        model: onnx_ir.Model,
+        weights: WeightFormat,
+        *,
+        per_channel: bool = True,
+        rounded: Mapping[str, ChannelWeight] = MappingProxyType({}),
+    ) -> None:
         self._model = model
         self._weights = weights
         self._per_channel = per_channel
+        self._rounded = rounded
         self._stored: dict[str, tuple[onnx_ir.Value, onnx_ir.Value]] = {}
 
     def of(self, node: onnx_ir.Node) -> tuple[onnx_ir.Value, onnx_ir.Value]:
@@ -74,7 +85,9 @@ class ChannelWeights:
         weight = node.inputs[1]
         assert weight is not None and weight.const_value is not None and weight.name is not None  # matmul_sites names only such
         if weight.name not in self._stored:
-            made = ChannelWeight.nearest(weight.const_value.numpy(), self._weights, per_channel=self._per_channel)
+            made = self._rounded.get(weight.name)
+            if made is None:
+                made = ChannelWeight.nearest(weight.const_value.numpy(), self._weights, per_channel=self._per_channel)
             self._stored[weight.name] = made.store(self._model, weight.name)
         return self._stored[weight.name]
 

@@ -81,12 +81,12 @@ def compensated(
 
 
 def compensated_channels(weight: np.ndarray, moments: np.ndarray, weights: WeightFormat) -> BlockwiseWeight:
-    """Round a weight [in, out] to 8 bits in one block per channel, without zero points; other arguments as for :func:`compensated`.
+    """Round a weight [in, out] to the bits of its format in one block per channel, without zero points; other arguments as for :func:`compensated`.
 
     Where sums must fit into 16 bits, a weight whose neighbour in its channel has been rounded goes no further than that leaves room for.
     """
     if not weights.sums_in_16_bits:
-        return compensated(weight, moments, bits=8, block_size=len(weight), symmetric=True)
+        return compensated(weight, moments, bits=weights.bits, block_size=len(weight), symmetric=True)
     exact, order = np.asarray(weight, dtype=np.float32), np.argsort(-np.diag(moments), kind="stable")
     scales = np.broadcast_to(weight_scales(exact, weights), exact.shape)
     zeros = np.full(exact.shape, ZERO_LEVEL, dtype=np.float32)
@@ -172,7 +172,7 @@ def store_compensated(
         weights: how those in channels are stored.
     """
     if rung.weight_only_bits == 8:
-        batches = _some(batches)
+        batches = first_tokens(batches, _TOKENS_FOR_EIGHT_BITS)
     exact_enough = [
         node.name or "" for node in model.graph if node.name in names and has_eight_bits(weight_name(node), rung.eight_bit)
     ]
@@ -206,10 +206,10 @@ def store_nearest(
     store_in_blocks(rung, model, chosen, lambda _name, weight, own: round_channels(weight, own.block_size, weights))
 
 
-def _some(batches: Sequence[Feeds]) -> Sequence[Feeds]:
-    """The first batches: what 8 bits lose is so little that more text tells nothing new."""
+def first_tokens(batches: Sequence[Feeds], count: int) -> Sequence[Feeds]:
+    """The first batches that hold so many tokens: what 8 bits lose is so little that more text tells nothing new."""
     ends = np.cumsum([int(feeds["attention_mask"].sum()) for feeds in batches])
-    return batches[: 1 + int(np.searchsorted(ends, _TOKENS_FOR_EIGHT_BITS))]
+    return batches[: 1 + int(np.searchsorted(ends, count))]
 
 
 def _activation(node: onnx_ir.Node) -> str:

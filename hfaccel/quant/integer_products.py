@@ -8,6 +8,7 @@ included. Another engine needs the standard pairs of ``QuantizeLinear`` and ``De
 from __future__ import annotations
 
 from collections import Counter
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     import onnx_ir
 
+    from hfaccel.quant.channel_weight import ChannelWeight
     from hfaccel.recipe.weight_format import WeightFormat
 
 
@@ -56,6 +58,7 @@ def store_static(
     *,
     per_channel: bool,
     portable: bool = False,
+    rounded: Mapping[str, ChannelWeight] = MappingProxyType({}),
 ) -> None:
     """Compute the named MatMuls of a graph, each with a float weight, in 8 bit with calibrated ranges; in place.
 
@@ -66,12 +69,13 @@ def store_static(
         weights: how they are stored.
         per_channel: one scale per output channel of a weight, else one for all of it.
         portable: in standard operators that any engine reads, and fuses if it can.
+        rounded: weights that are rounded already, by name.
     """
-    stored = ChannelWeights(model, weights, per_channel=per_channel)
-    rounded: dict[str, tuple[onnx_ir.Value, ...]] = {}
+    stored = ChannelWeights(model, weights, per_channel=per_channel, rounded=rounded)
+    activations: dict[str, tuple[onnx_ir.Value, ...]] = {}
     back: dict[str, onnx_ir.Value] = {}
     for node in [node for node in model.graph if node.name in names]:
-        integers, scale, zero = _rounded(model, node, ranges, rounded)
+        integers, scale, zero = _rounded(model, node, ranges, activations)
         levels, scales = stored.of(node)
         if portable:
             node.replace_input_with(0, _back(model, node, [integers, scale, zero], back))

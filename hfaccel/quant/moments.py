@@ -50,22 +50,28 @@ def second_moments(
             rows = values[mask] if values.shape[:2] == mask.shape else values.reshape(-1, values.shape[-1])
             rows = massive[name].clipped(rows) if name in massive else rows
             product = rows.T @ rows
-            moments[name] = moments[name] + product if name in moments else product
+            if name in moments:
+                moments[name] += product
+            else:
+                moments[name] = product
             tokens[name] += len(rows)
-    return {name: moment / max(1, tokens[name]) for name, moment in moments.items()}
+    for name, moment in moments.items():
+        moment /= max(1, tokens[name])
+    return moments
 
 
-def grouped(widths: Mapping[str, int]) -> Iterator[list[str]]:
+def grouped(widths: Mapping[str, int], most_bytes: int = MOST_BYTES) -> Iterator[list[str]]:
     """The names in order, in groups whose moments [width, width] fit into memory together.
 
     Args:
         widths: channels by name of the value.
+        most_bytes: of the moments of a group.
     """
     group: list[str] = []
     held = 0
     for name, width in widths.items():
         size = 4 * width * width
-        if group and held + size > MOST_BYTES:
+        if group and held + size > most_bytes:
             yield group
             group, held = [], 0
         group.append(name)

@@ -36,9 +36,7 @@ def contradictions(rung: Rung) -> tuple[tuple[str, str], ...]:
     elif rung.scheme == "weight-only":
         found += _of_weight_only(rung)
     else:
-        found += [(name, f"the scheme {rung.scheme} has no blocks") for name in _changed(rung, _WEIGHT_ONLY_FIELDS)]
-    if rung.whole_blocks and not rung.outlier_neurons:
-        found.append(("whole_blocks", "only blocks that outlier_neurons would be split off can be left whole"))
+        found += _without_blocks(rung)
     found += _beyond_matmuls(rung)
     if rung.encoder_engine != "onnxruntime":
         found += _of_encoder_engine(rung)
@@ -47,6 +45,16 @@ def contradictions(rung: Rung) -> tuple[tuple[str, str], ...]:
     if rung.scheme == "per-token":
         found += _of_per_token(rung)
     return tuple(found)
+
+
+def _without_blocks(rung: Rung) -> list[tuple[str, str]]:
+    of_blocks = _WEIGHT_ONLY_FIELDS - {"method"} if rung.scheme == "static" else _WEIGHT_ONLY_FIELDS
+    found = [(name, f"the scheme {rung.scheme} has no blocks") for name in _changed(rung, of_blocks)]
+    if rung.scheme == "static" and rung.method not in ("rtn", "gptq"):
+        found.append(("method", f"{rung.method} rounds weights in blocks; static has rtn and gptq"))
+    if rung.method == "gptq" and not rung.per_channel:
+        found.append(("method", "gptq gives each output channel a scale of its own"))
+    return found
 
 
 def _beyond_matmuls(rung: Rung) -> list[tuple[str, str]]:

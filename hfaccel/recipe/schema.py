@@ -101,8 +101,8 @@ class Rung(Section):
             follow; needs calibration data.
         outlier_neurons: feed-forward neurons per layer that stay in float because their activations are outliers; needs
             calibration data. 0 = none.
-        whole_blocks: feed-forward blocks have no neurons split off where, left whole together, they move the outputs by no more than this,
-            relative to them. 0 = all have.
+        scaled_neurons: share of a feed-forward block's neurons that may be larger than what all are scaled to before they are rounded (exact
+            in float); openvino scales on the way, and method gptq rounds their weights for it. Needs calibration data. 0 = none.
         keep_float: how many of the most sensitive MatMuls stay in float; needs calibration data. 0 = none.
         float_matmuls: names of MatMuls that stay in float, as the search for a fallback found them for this very checkpoint.
         blockwise_matmuls: names of MatMuls that are stored in blocks of 8 bit (see ``weight-only``) while the others follow the
@@ -160,7 +160,7 @@ class Rung(Section):
     per_channel: bool = True
     smooth: float | None = Field(default=None, gt=0, lt=1)
     outlier_neurons: int = Field(default=0, ge=0, le=256)
-    whole_blocks: float = Field(default=0.0, ge=0, lt=1)
+    scaled_neurons: float = Field(default=0.0, ge=0, lt=0.5)
     keep_float: int = Field(default=0, ge=0)
     float_matmuls: tuple[str, ...] = ()
     blockwise_matmuls: tuple[str, ...] = ()
@@ -196,12 +196,13 @@ class Rung(Section):
     @property
     def needs_statistics(self) -> bool:
         """Whether this rung can be built only with statistics of the activations."""
-        return self.scheme == "static" or self.smooth is not None or self.outlier_neurons > 0 or bool(self.outlier_matmuls)
+        scales = self.smooth is not None or self.scaled_neurons > 0
+        return self.scheme == "static" or scales or self.outlier_neurons > 0 or bool(self.outlier_matmuls)
 
     @property
     def needs_runs(self) -> bool:
         """Whether building this rung runs the whole graph on calibration texts."""
-        measures = self.keep_float > 0 or self.whole_blocks > 0 or self.massive_channels > 0 or self.cache_bits is not None
+        measures = self.keep_float > 0 or self.massive_channels > 0 or self.cache_bits is not None
         return measures or self.method in _CALIBRATED_METHODS
 
     @property

@@ -141,11 +141,7 @@ def test_what_goes_together(fields: dict[str, Any]) -> None:
             "the scheme weight-only has a scale for each token and block",
         ),
         ("scheme: static, symmetric: false", "symmetric", "the scheme static has no blocks"),
-        (
-            "scheme: static, whole_blocks: 0.02",
-            "whole_blocks",
-            "only blocks that outlier_neurons would be split off can be left whole",
-        ),
+        ("scheme: static, method: awq", "method", "awq rounds weights in blocks; static has rtn and gptq"),
         (
             "scheme: weight-only, per_channel: false",
             "per_channel",
