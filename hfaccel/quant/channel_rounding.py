@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 TOKENS = 4096
 """Of calibration. MiniLM's answers on other texts move by 4.3 % with half as many, by 4.2 % with these, by 4.1 % with twice as many."""
 
+DAMPING = 0.1
+"""Added to the diagonal of the moments, as a share of its mean: weights fitted closely to some texts serve others less. On random words MiniLM's
+answers move by 7.5 % with a tenth as much, by 6.3 % with this, on news by 4.2 % with either."""
 MOST_BYTES = 600_000_000
 """Of moments held at once: those of BERT-base fit, and its float graph is written and opened once in place of three times (15 s)."""
 
@@ -60,6 +63,7 @@ def compensated_weights(
 
 
 def _rounded(weight: np.ndarray, moments: np.ndarray, weights: WeightFormat) -> ChannelWeight:
-    made = compensated_channels(weight, moments, weights)
+    damped = moments + np.eye(len(moments), dtype=np.float32) * (DAMPING * np.diag(moments).mean())
+    made = compensated_channels(weight, damped, weights)
     levels = made.levels[:, 0].T.astype(np.int16) - 2 ** (made.bits - 1)
     return ChannelWeight(np.ascontiguousarray(levels.astype(np.int8)), np.ascontiguousarray(made.scales[:, 0]))
