@@ -47,6 +47,8 @@ def keep_channels(
         few = name in found and len(found[name].channels) <= NEURONS
         if few and (parts := split_outlier_neurons(model, statistics, NEURONS, only={name})):
             split[name] = parts
-            del found[name]
+    found = find_massive_channels(
+        model, statistics, STANDS_OUT, [name for name in names if name not in split]
+    )  # of other widths now
     small = split_massive_channels(model, found, statistics)
     return split | {name: (part,) for name, part in zip(found, small, strict=True)}

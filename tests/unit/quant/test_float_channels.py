@@ -89,6 +89,20 @@ def test_no_answer_changes_and_the_ranges_are_those_of_the_rest(neurons: bool, t
     assert width == (NEURON_COUNT - NEURONS if neurons else NEURON_COUNT)
 
 
+def test_both_products_of_a_block_may_be_fragile(tmp_path: Path) -> None:
+    """The first one then has fewer outputs, of which the channels that it keeps must know."""
+    values, model = some_tokens(4), feed_forward(0)
+    first, up = (next(node for node in model.graph if node.name == name) for name in ("first", "up"))
+    up.replace_input_with(0, model.graph.inputs[0])  # reads the loud channel itself
+    model.graph.remove(first, safe=True)
+    wanted = answers(model, values, tmp_path / "before")
+    statistics = statistics_of(model, values, tmp_path)
+    kept = keep_channels(model, statistics, ["up", "down"], neurons=True)
+    drop_unused(model)
+    assert {name: len(parts) for name, parts in kept.items()} == {"down": 2, "up": 1}
+    np.testing.assert_allclose(answers(model, values, tmp_path / "after"), wanted, rtol=1e-4, atol=1e-4 * np.abs(wanted).max())
+
+
 def test_what_is_not_named_or_has_none_is_left_whole(tmp_path: Path) -> None:
     values, model = some_tokens(2, loudness=3), feed_forward(0)
     before = [node.op_type for node in model.graph]
