@@ -251,9 +251,10 @@ def _write_integers(rung: Rung, prepared: PreparedGraph, nodes: Sequence[str], f
     elif prepared.ranges is None:
         store_dynamic(model, nodes, weights, per_channel=rung.per_channel)
     else:
-        rounded = {}
+        rounded, scratch = {}, folder / "scratch"
         if rung.method == "gptq":
-            rounded = compensated_weights(model, nodes, prepared.batches, weights, workdir=folder / "scratch")
+            rounded = compensated_weights(model, nodes, prepared.batches, weights, workdir=scratch)
+            shutil.rmtree(scratch, ignore_errors=True)
         store_static(
             model, nodes, prepared.ranges, weights, per_channel=rung.per_channel, portable=rung.portable, rounded=rounded
         )

@@ -47,8 +47,8 @@ def keep_channels(
         few = name in found and len(found[name].channels) <= NEURONS
         if few and (parts := split_outlier_neurons(model, statistics, NEURONS, only={name})):
             split[name] = parts
-    found = find_massive_channels(
-        model, statistics, STANDS_OUT, [name for name in names if name not in split]
-    )  # of other widths now
+    # Once more: the first product of a block that was split has fewer outputs now.
+    rest = [name for name in names if name not in split]
+    found = find_massive_channels(model, statistics, STANDS_OUT, rest)
     small = split_massive_channels(model, found, statistics)
     return split | {name: (part,) for name, part in zip(found, small, strict=True)}

@@ -7,6 +7,7 @@ candidates of their own beside the one with the set in float; the final race dec
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -73,14 +74,16 @@ def return_but_outliers(
     """
     graph, names = float_graphs(ctx)[rung.graph].graph_path, tuple(name for name, _ in fallback.kept_float)
 
-    def prepared(others: Sequence[str], scratch: Path) -> PreparedGraph:
-        return prepare_graph(rung.model_copy(update={"outlier_matmuls": tuple(others)}), graph, calibration, scratch=scratch)
+    def prepared(others: Sequence[str]) -> PreparedGraph:
+        scratch = ctx.workdir / "scratch"
+        made = prepare_graph(rung.model_copy(update={"outlier_matmuls": tuple(others)}), graph, calibration, scratch=scratch)
+        shutil.rmtree(scratch, ignore_errors=True)
+        return made
 
     def build(kept: Sequence[tuple[str, float]], others: Sequence[str], folder: Path) -> Path:
-        split = prepared(others, folder / "scratch")
-        return quantize_graph(rung, split, kept, weights=ctx.recipe.quantize.weights, folder=folder).path
+        return quantize_graph(rung, prepared(others), kept, weights=ctx.recipe.quantize.weights, folder=folder).path
 
-    have_some = set(prepared(names, ctx.workdir / "scratch").channelwise)
+    have_some = set(prepared(names).channelwise)
     way = _Way(OUTLIERS_SUFFIX, "in 8 bit but for outlier channels", [name for name in names if name in have_some], build)
     if not way.names:
         return None
