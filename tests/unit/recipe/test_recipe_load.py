@@ -132,7 +132,7 @@ def test_unknown_key_of_a_rung_names_file_and_line(tmp_path: Path) -> None:
         ),
         (
             "quantize.ladder.19.name=a",
-            "--set: quantize.ladder.19: '19' is not an entry of the list, which has 12 entries (entries count from 0)",
+            "--set: quantize.ladder.19: '19' is not an entry of the list, which has 14 entries (entries count from 0)",
         ),
         ("seed.x=1", "--set: seed.x: 'seed' is a single value and has no key 'x'"),
         ("seed", "--set: 'seed' is not key.path=value (for example: --set quantize.precision=int8)"),
