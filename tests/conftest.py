@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -189,9 +190,11 @@ def tiny_compiled(
     """The tiny checkpoint, compiled by a process of its own with an empty cache: its folder and what ``--json`` printed."""
     output = tmp_path_factory.mktemp("output") / "tiny"
     command = [sys.executable, "-m", "hfaccel", "compile", str(tiny_checkpoint), "-o", str(output), "--data", str(tiny_data)]
-    environment = {**os.environ, "HFACCEL_CACHE": str(tiny_cache)}
+    own_cache = tmp_path_factory.mktemp("empty-cache")  # others of this worker may have compiled into theirs before
+    environment = {**os.environ, "HFACCEL_CACHE": str(own_cache)}
     finished = subprocess.run([*command, "--json", *FAST], capture_output=True, text=True, env=environment, check=False)
     assert finished.returncode == 0, finished.stderr
+    shutil.copytree(own_cache, tiny_cache, dirs_exist_ok=True)
     return output, json.loads(finished.stdout)
 
 
