@@ -162,8 +162,10 @@ def prepare_graph(rung: Rung, graph: Path, calibration: CalibrationData, *, scra
         smooth_activations(model, statistics, rung.smooth, names=statistics.keys() - feed_forward_inputs, exclude=split)
     if rung.scaled_neurons:
         scale_neurons(model, statistics, rung.scaled_neurons)
-    kept_channels = keep_channels(model, statistics, rung.outlier_matmuls, neurons=not rung.outlier_neurons)
-    split += tuple(name for names in kept_channels.values() for name in names)
+    kept_channels: dict[str, tuple[str, ...]] = {}
+    if rung.outlier_matmuls:
+        kept_channels = keep_channels(model, statistics, rung.outlier_matmuls, neurons=not rung.outlier_neurons)
+        split += tuple(name for names in kept_channels.values() for name in names)
     drop_unused(model)  # the weights from before the rewrites, as large as the model itself
     matmuls = tuple(site.node for site in matmul_sites(model) if site.node not in split)
     ranges = None

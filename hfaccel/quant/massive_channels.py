@@ -96,13 +96,13 @@ def split_massive_channels(
     small = []
     for node in [node for node in model.graph if node.name in found]:
         massive, (activation, weight) = found[node.name or ""], node.inputs
-        assert weight is not None and weight.const_value is not None  # find_massive_channels saw it
+        assert activation is not None and weight is not None and weight.const_value is not None  # find_massive_channels saw it
         others = weight.const_value.numpy().copy()
         others[massive.channels] = 0
         small.append(split_off(model, node, massive, len(others)))
-        rest, known = node.inputs[0], (statistics or {}).get((activation and activation.name) or "")
-        if statistics is not None and known is not None and rest is not None:
-            statistics[rest.name or ""] = known.without_channels(massive.channels)
+        rest = node.inputs[0]
+        if statistics is not None and activation.name in statistics and rest is not None:
+            statistics[rest.name or ""] = statistics[activation.name].without_channels(massive.channels)
         # The name still says which part of the model it is.
         node.replace_input_with(1, new_initializer(model, f"{weight.name}_others", others))
     return tuple(small)

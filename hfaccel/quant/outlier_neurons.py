@@ -8,7 +8,7 @@ second product falls twentyfold, at the price of a MatMul 1 % as wide.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -34,6 +34,11 @@ class FeedForward:
     activation: onnx_ir.Node
     down: onnx_ir.Node
 
+    @property
+    def bias_position(self) -> int:
+        """Of the constant among what the bias adds."""
+        return next(place for place, value in enumerate(self.bias.inputs) if value is not None and value.const_value is not None)
+
 
 def feed_forward_blocks(model: onnx_ir.Model) -> tuple[FeedForward, ...]:
     """Blocks of the form MatMul, Add, Gelu or Relu, MatMul, each result read by the next operator only."""
@@ -56,6 +61,17 @@ def feed_forward_blocks(model: onnx_ir.Model) -> tuple[FeedForward, ...]:
     return tuple(blocks)
 
 
+def observed_blocks(
+    model: onnx_ir.Model, statistics: Mapping[str, ActivationStatistics]
+) -> Iterator[tuple[FeedForward, onnx_ir.Value, ActivationStatistics]]:
+    """The blocks of which the activation was seen, each with it and its statistics."""
+    for block in feed_forward_blocks(model):
+        value = block.down.inputs[0]
+        known = statistics.get(value.name or "") if value is not None else None
+        if value is not None and known is not None:
+            yield block, value, known
+
+
 def split_outlier_neurons(
     model: onnx_ir.Model, statistics: dict[str, ActivationStatistics], count: int, *, only: Collection[str] | None = None
 ) -> tuple[str, ...]:
@@ -74,15 +90,9 @@ def split_outlier_neurons(
         Names of the MatMuls of the split-off part, which must stay in float.
     """
     kept: list[str] = []
-    for block in feed_forward_blocks(model):
-        if only is not None and block.down.name not in only:
-            continue
-        value = block.down.inputs[0]
-        known = statistics.get(value.name or "") if value is not None else None
-        if known is None:
-            continue
+    for block, value, known in observed_blocks(model, statistics):
         neurons = len(known.channel_abs_max)
-        if value is None or neurons <= 2 * count:
+        if neurons <= 2 * count or (only is not None and block.down.name not in only):
             continue
         order = np.argsort(-known.channel_abs_max)
         if known.channel_abs_max[order[0]] < _WORTH_A_SPLIT * known.channel_abs_max[order[count]]:
@@ -97,9 +107,8 @@ def split_outlier_neurons(
 def _split(model: onnx_ir.Model, block: FeedForward, outliers: np.ndarray, others: np.ndarray) -> tuple[str, str]:
     import onnx_ir
 
-    up_weight, down_weight = _constant(block.up.inputs[1]), _constant(block.down.inputs[1])
-    bias_position = 0 if block.bias.inputs[0] is not None and block.bias.inputs[0].const_value is not None else 1
-    bias = _constant(block.bias.inputs[bias_position])
+    up_weight, down_weight = constant_of(block.up, 1), constant_of(block.down, 1)
+    bias = constant_of(block.bias, block.bias_position)
     name = block.down.name
 
     biased = bias_after(block.down)
@@ -127,7 +136,7 @@ def _split(model: onnx_ir.Model, block: FeedForward, outliers: np.ndarray, other
         reader.replace_input_with(position, total.outputs[0])
 
     block.up.replace_input_with(1, new_initializer(model, f"{block.up.name}_main_weight", up_weight[:, others]))
-    block.bias.replace_input_with(bias_position, new_initializer(model, f"{block.bias.name}_main_bias", bias[others]))
+    block.bias.replace_input_with(block.bias_position, new_initializer(model, f"{block.bias.name}_main_bias", bias[others]))
     block.down.replace_input_with(1, new_initializer(model, f"{name}_main_weight", down_weight[others]))
     for node in (block.up, block.bias, block.activation):
         output = node.outputs[0]
@@ -142,6 +151,8 @@ def _single_producer(value: onnx_ir.Value | None) -> onnx_ir.Node | None:
     return value.producer()
 
 
-def _constant(value: onnx_ir.Value | None) -> np.ndarray:
+def constant_of(node: onnx_ir.Node, position: int) -> np.ndarray:
+    """The weight or the bias that a node of a block reads at a position."""
+    value = node.inputs[position]
     assert value is not None and value.const_value is not None  # feed_forward_blocks checked it
     return value.const_value.numpy()

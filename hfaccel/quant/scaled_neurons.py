@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hfaccel.quant.outlier_neurons import FeedForward, feed_forward_blocks
+from hfaccel.quant.outlier_neurons import FeedForward, constant_of, observed_blocks
 from hfaccel.rewrites.graphs import new_initializer
 
 if TYPE_CHECKING:
@@ -34,11 +34,7 @@ def scale_neurons(model: onnx_ir.Model, statistics: dict[str, ActivationStatisti
         How many blocks have some.
     """
     count = 0
-    for block in feed_forward_blocks(model):
-        value = block.down.inputs[0]
-        known = statistics.get(value.name or "") if value is not None else None
-        if value is None or known is None:
-            continue
+    for block, value, known in observed_blocks(model, statistics):
         largest = known.channel_abs_max
         limit = float(np.sort(largest)[::-1][int(share * len(largest))])
         if limit <= 0:
@@ -46,7 +42,7 @@ def scale_neurons(model: onnx_ir.Model, statistics: dict[str, ActivationStatisti
         factor = np.minimum(1.0, limit / np.maximum(largest, limit)).astype(np.float32)
         if (factor == 1).all():
             continue
-        weight = _constant(block.down.inputs[1])
+        weight = constant_of(block.down, 1)
         block.down.replace_input_with(1, new_initializer(model, f"{block.down.name}_rescaled_weight", weight / factor[:, None]))
         scaled = (
             _scale_relu(model, block, factor) if block.activation.op_type == "Relu" else _multiply(model, block, value, factor)
@@ -70,13 +66,7 @@ def _multiply(model: onnx_ir.Model, block: FeedForward, value: onnx_ir.Value, fa
 
 def _scale_relu(model: onnx_ir.Model, block: FeedForward, factor: np.ndarray) -> onnx_ir.Value:
     """In the weight and bias before it: ``relu(f x) = f relu(x)`` for positive factors."""
-    place = 0 if block.bias.inputs[0] is not None and block.bias.inputs[0].const_value is not None else 1
-    for node, position in ((block.up, 1), (block.bias, place)):
-        constant = _constant(node.inputs[position])
-        node.replace_input_with(position, new_initializer(model, f"{node.name}_scaled_neurons", constant * factor))
+    for node, position in ((block.up, 1), (block.bias, block.bias_position)):
+        scaled = new_initializer(model, f"{node.name}_scaled_neurons", constant_of(node, position) * factor)
+        node.replace_input_with(position, scaled)
     return block.activation.outputs[0]
-
-
-def _constant(value: onnx_ir.Value | None) -> np.ndarray:
-    assert value is not None and value.const_value is not None  # feed_forward_blocks checked it
-    return value.const_value.numpy()

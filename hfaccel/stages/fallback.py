@@ -81,7 +81,7 @@ def search_fallbacks(judged: Sequence[Candidate], parent: Artifact, examiner: Ex
             break
         if ctx.on_target and item.speedup < best * worth_it:
             continue
-        if batches and rung.scheme != "weight-only" and rung.graph not in statistics:
+        if batches and rung.needs_statistics and rung.graph not in statistics:
             statistics[rung.graph] = _statistics(rung.graph, batches, parent, ctx)
         # Without calibration texts, those of the data serve for the ranking (their labels are not looked at).
         texts = batches or data_batches(examiner.dataset, ctx)
@@ -147,7 +147,9 @@ def _search(
     if fallback.reason is not None or not fallback.kept_float or rung.scheme == "weight-only" or time.monotonic() > deadline:
         return
     yield timed_against(parent, return_to_blocks(fallback, rung, examiner, found.error_share, ctx), ctx)
-    if calibration.statistics and time.monotonic() < deadline:
+    if ctx.calibration and time.monotonic() < deadline:  # without, the recipe could not repeat it
+        seen = calibration.statistics or _statistics(rung.graph, calibration.batches, parent, ctx)
+        calibration = replace(calibration, statistics=seen)
         split = return_but_outliers(fallback, rung, calibration, examiner, found.error_share, ctx)
         if split is not None:
             yield timed_against(parent, split, ctx)

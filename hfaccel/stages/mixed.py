@@ -80,11 +80,14 @@ def return_but_outliers(
         shutil.rmtree(scratch, ignore_errors=True)
         return made
 
-    def build(kept: Sequence[tuple[str, float]], others: Sequence[str], folder: Path) -> Path:
-        return quantize_graph(rung, prepared(others), kept, weights=ctx.recipe.quantize.weights, folder=folder).path
+    all_split = prepared(names)  # as with those alone that have such channels: the others are left as they are
+    may_leave = [name for name in names if name in all_split.channelwise]
 
-    have_some = set(prepared(names).channelwise)
-    way = _Way(OUTLIERS_SUFFIX, "in 8 bit but for outlier channels", [name for name in names if name in have_some], build)
+    def build(kept: Sequence[tuple[str, float]], others: Sequence[str], folder: Path) -> Path:
+        split = all_split if len(others) == len(may_leave) else prepared(others)
+        return quantize_graph(rung, split, kept, weights=ctx.recipe.quantize.weights, folder=folder).path
+
+    way = _Way(OUTLIERS_SUFFIX, "in 8 bit but for outlier channels", may_leave, build)
     if not way.names:
         return None
     tried, others = _most_that_holds(fallback, way, examiner, error_share, ctx)

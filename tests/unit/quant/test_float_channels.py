@@ -8,12 +8,11 @@ import numpy as np
 import onnx_ir
 import pytest
 
-from hfaccel.quant.calibration import ActivationStatistics, observe
 from hfaccel.quant.float_channels import NEURONS, keep_channels
 from hfaccel.quant.scheme import matmul_sites
 from hfaccel.rewrites.drop_unused import drop_unused
-from hfaccel.rewrites.graphs import new_initializer, save_graph
-from hfaccel.runtime.session import GraphSession
+from hfaccel.rewrites.graphs import new_initializer
+from tests.unit.quant.conftest import answers, finish_graph, statistics_of
 
 WIDTH, NEURON_COUNT = 48, 96
 LOUD_CHANNEL, LOUD_NEURON = 7, 41
@@ -38,31 +37,14 @@ def feed_forward(seed: int) -> onnx_ir.Model:
     biased = onnx_ir.node("Add", [rising.outputs[0], new_initializer(model, "up.bias", bias)], name="biased")
     active = onnx_ir.node("Relu", biased.outputs, name="active")
     down = onnx_ir.node("MatMul", [active.outputs[0], constants["down"]], name="down")
-    result = onnx_ir.node("Neg", down.outputs, outputs=[onnx_ir.val("y", onnx_ir.DataType.FLOAT, None)])
     widths = {first: WIDTH, rising: NEURON_COUNT, biased: NEURON_COUNT, active: NEURON_COUNT, down: WIDTH}
-    for node, width in widths.items():
-        output = node.outputs[0]
-        output.name, output.type = f"{node.name}_value", value.type
-        output.shape = onnx_ir.Shape(["batch", "sequence", width])
-    model.graph.extend([first, rising, biased, active, down, result])
-    model.graph.inputs.append(value)
-    model.graph.outputs.extend(result.outputs)
-    return model
+    return finish_graph(model, value, widths)
 
 
 def some_tokens(seed: int, *, loudness: float = 200) -> np.ndarray:
     values = np.random.default_rng(seed).normal(size=(3, 11, WIDTH)).astype(np.float32)
     values[..., LOUD_CHANNEL] *= loudness
     return values
-
-
-def statistics_of(model: onnx_ir.Model, values: np.ndarray, workdir: Path) -> dict[str, ActivationStatistics]:
-    return observe(model, [site.activation for site in matmul_sites(model)], [{"x": values}], workdir=workdir)
-
-
-def answers(model: onnx_ir.Model, values: np.ndarray, folder: Path) -> np.ndarray:
-    folder.mkdir()
-    return GraphSession(save_graph(model, folder)).run({"x": values})["y"]
 
 
 @pytest.mark.parametrize("neurons", [True, False], ids=["neurons are split", "channels are picked everywhere"])

@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hfaccel.quant.calibration import ActivationStatistics, observe
+from hfaccel.quant.calibration import ActivationStatistics
 from hfaccel.quant.scaled_neurons import scale_neurons
 from hfaccel.quant.scheme import matmul_sites
 from hfaccel.rewrites.drop_unused import drop_unused
-from hfaccel.rewrites.graphs import new_initializer, save_graph
-from hfaccel.runtime.session import GraphSession
+from hfaccel.rewrites.graphs import new_initializer
+from tests.unit.quant.conftest import answers, finish_graph, statistics_of
 
 WIDTH, NEURONS = 24, 96
 
@@ -38,24 +38,7 @@ def block(activation: str, seed: int, loud: dict[int, float]) -> onnx_ir.Model:
     biased = onnx_ir.node("Add", [rising.outputs[0], constants["b1"]], name="biased")
     active = onnx_ir.node(activation, biased.outputs, name="active")
     falling = onnx_ir.node("MatMul", [active.outputs[0], constants["w2"]], name="down")
-    result = onnx_ir.node("Neg", falling.outputs, outputs=[onnx_ir.val("y", onnx_ir.DataType.FLOAT, None)])
-    for node, width in ((rising, NEURONS), (biased, NEURONS), (active, NEURONS), (falling, WIDTH)):
-        output = node.outputs[0]
-        output.name, output.type = f"{node.name}_value", value.type
-        output.shape = onnx_ir.Shape(["batch", "sequence", width])
-    model.graph.extend([rising, biased, active, falling, result])
-    model.graph.inputs.append(value)
-    model.graph.outputs.extend(result.outputs)
-    return model
-
-
-def statistics_of(model: onnx_ir.Model, values: np.ndarray, workdir: Path) -> dict[str, ActivationStatistics]:
-    return observe(model, [site.activation for site in matmul_sites(model)], [{"x": values}], workdir=workdir)
-
-
-def answers(model: onnx_ir.Model, values: np.ndarray, folder: Path) -> np.ndarray:
-    folder.mkdir()
-    return GraphSession(save_graph(model, folder)).run({"x": values})["y"]
+    return finish_graph(model, value, {rising: NEURONS, biased: NEURONS, active: NEURONS, falling: WIDTH})
 
 
 @pytest.mark.parametrize(("activation", "operators"), [("Relu", 0), ("Gelu", 1)])
